@@ -1,0 +1,29 @@
+"""rlmix: mixing augmentation for image classifiers, and policies that choose it."""
+
+from rlmix import methods as methods
+from rlmix import saliency as saliency
+from rlmix._apply import apply as apply
+from rlmix._mix import mix as mix
+from rlmix.errors import RlmixError as RlmixError
+from rlmix.loss import mixed_accuracy as mixed_accuracy
+from rlmix.loss import soft_cross_entropy as soft_cross_entropy
+from rlmix.ops.rng import Streams as Streams
+from rlmix.plan import MixPlan as MixPlan
+from rlmix.types import MixedBatch as MixedBatch
+from rlmix.types import MixInputs as MixInputs
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MixInputs",
+    "MixPlan",
+    "MixedBatch",
+    "RlmixError",
+    "Streams",
+    "apply",
+    "methods",
+    "mix",
+    "mixed_accuracy",
+    "saliency",
+    "soft_cross_entropy",
+]

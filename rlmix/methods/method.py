@@ -1,0 +1,191 @@
+"""The interface of a mix method, and what every method does alike."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from rlmix.errors import InputError, MethodError
+from rlmix.ops import rng
+from rlmix.plan import MixPlan
+from rlmix.types import MixInputs
+
+Scope = Literal["image", "batch"]
+Choice = TypeVar("Choice", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AbstractMethod(abc.ABC):
+    """A mix method: a frozen set of parameters and one pure `plan`.
+
+    A concrete method is a final frozen dataclass that gives `name`, `needs_saliency` and `_plan`.
+
+    Args:
+        probability: the share of images that are mixed at all, a float in [0, 1] or a tensor [B]; the others come back
+            with their own bits.
+    """
+
+    name: ClassVar[str]
+    """The name it is registered under."""
+    source: ClassVar[str]
+    """The paper, as one line with its address."""
+
+    probability: float | Tensor = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the parameters, those of the concrete class with them."""
+        check_range("probability", self.probability, 0.0, 1.0)
+        self._check()
+
+    @property
+    def needs_saliency(self) -> bool:
+        """Whether `inputs.saliency` must be given."""
+        return False
+
+    @final
+    def draw(self, inputs: MixInputs, *, generator: torch.Generator | rng.Streams) -> MixPlan:
+        """Draw a plan.
+
+        Args:
+            inputs: what is known of the batch.
+            generator: a CPU generator, from which one key is taken, or one key for each group.
+
+        Returns:
+            A plan whose tensors live on `inputs.device`. Equal keys give equal plans; a group's plan depends neither
+            on the number of groups nor on its place among them.
+
+        Raises:
+            InputError: saliency is needed and missing, or the number of keys is not that of the groups.
+        """
+        return self.plan(inputs, streams_for(inputs, generator))
+
+    @final
+    def plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
+        """Return the plan that belongs to one key for each group: the pure part of `draw`."""
+        if len(streams) != inputs.groups:
+            raise InputError(f"`streams` must be one key for each group: {inputs.groups} groups, {len(streams)} keys.")
+        if self.needs_saliency and inputs.saliency is None:
+            raise InputError(
+                f"method `{self.name}` needs saliency maps. Give `saliency=` [B, h, w], for example "
+                "rlmix.saliency.input_gradient(model, images, labels), or give `model=`."
+            )
+        streams = streams.to(inputs.device)
+        drawn = self._plan(inputs, streams)
+        if isinstance(self.probability, float | int) and self.probability == 1:
+            return drawn
+        return drawn.where(self._applied(inputs, streams))
+
+    def _applied(self, inputs: MixInputs, streams: rng.Streams) -> Tensor:
+        return rng.uniform(streams.values, rng.APPLIED, (inputs.group_size,)).flatten() < self.probability
+
+    @abc.abstractmethod
+    def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
+        """Draw the plan of a batch in which every image is mixed; keys live on the inputs' device."""
+
+    def _check(self) -> None:  # noqa: B027  (most methods have something to check, `none` has not)
+        """Raise MethodError for a parameter out of its range."""
+
+
+def streams_for(inputs: MixInputs, generator: torch.Generator | rng.Streams) -> rng.Streams:
+    """Return one key for each group, taken from a generator if they are not given."""
+    if isinstance(generator, rng.Streams):
+        return generator
+    key = rng.key_from(generator)
+    return rng.Streams([key] if inputs.groups == 1 else [rng.derive(key, group) for group in range(inputs.groups)])
+
+
+def check_range(name: str, value: float | Tensor, low: float, high: float) -> None:
+    """Raise MethodError unless low <= value <= high; of tensors, only those on the CPU are read."""
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu" and not bool(((value >= low) & (value <= high)).all()):
+            given = f"a tensor from {value.min()} to {value.max()}"
+            raise MethodError(f"`{name}` must be in [{low:g}, {high:g}] everywhere, got {given}.")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise MethodError(f"`{name}` must be a number in [{low:g}, {high:g}], got {value!r}.")
+
+
+def check_positive(name: str, value: float | Tensor) -> None:
+    """Raise MethodError unless value > 0 and finite; of tensors, only those on the CPU are read."""
+    hint = 'To switch mixing off, use method "none".'
+    if isinstance(value, Tensor):
+        if value.device.type == "cpu" and not bool(((value > 0) & torch.isfinite(value)).all()):
+            raise MethodError(f"`{name}` must be above 0 everywhere, got a tensor with minimum {value.min()}. {hint}")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise MethodError(f"`{name}` must be a number above 0, got {value!r}. {hint}")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise MethodError unless `value` is one of `known`."""
+    if value not in known:
+        raise MethodError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}.")
+
+
+def pair(inputs: MixInputs, streams: rng.Streams) -> Tensor:
+    """Return each image's partner, int64 [B]: those given, or a random permutation within each group."""
+    if inputs.partners is not None:
+        return inputs.partners
+    within = rng.permutation(streams.values, rng.PARTNER, inputs.group_size)
+    first = torch.arange(inputs.groups, device=within.device).unsqueeze(1) * inputs.group_size
+    return (within + first).flatten()
+
+
+def per_row(value: float | Tensor, inputs: MixInputs, scope: Scope = "image") -> float | Tensor:
+    """Show a parameter, float or [B], in the shape that numbers are drawn in: a float, [G, b] or [G, 1]."""
+    if not isinstance(value, Tensor):
+        return value
+    rows = value.to(inputs.device).expand(inputs.batch_size).view(inputs.groups, inputs.group_size)
+    return rows if scope == "image" else rows[:, :1]
+
+
+def drawn_rows(inputs: MixInputs, scope: Scope) -> tuple[int, ...]:
+    """Return the shape, for each key, of a number for each image or of one for the group."""
+    return (inputs.group_size,) if scope == "image" else (1,)
+
+
+def rows_of(drawn: Tensor, inputs: MixInputs) -> Tensor:
+    """Show numbers drawn as [G, b] or [G, 1] as [B]."""
+    return drawn.expand(inputs.groups, inputs.group_size).reshape(-1)
+
+
+def usable_saliency(inputs: MixInputs) -> Tensor:
+    """Return the maps as float32 [B, h, w]; a map that is not finite or nowhere above 0 counts as uniform.
+
+    So one saturated image cannot stop a training.
+    """
+    if inputs.saliency is None:
+        raise InputError("saliency maps are needed. Give `saliency=` [B, h, w].")
+    maps = inputs.saliency.float()
+    total = maps.sum((1, 2), keepdim=True)
+    return torch.where(torch.isfinite(total) & (total > 0), maps, torch.ones_like(maps))
+
+
+def by_group(
+    choices: Sequence[Choice],
+    inputs: MixInputs,
+    streams: rng.Streams,
+    draw: Callable[[Choice, MixInputs, rng.Streams, Tensor | None], MixPlan],
+) -> MixPlan:
+    """Draw groups with the same host choice together and join the plans.
+
+    Args:
+        choices: one for each group, known on the host.
+        inputs: of the whole batch.
+        streams: one key for each group.
+        draw: (choice, inputs of these groups, their streams, their rows int64 [b] or None for all) -> their plan.
+    """
+    distinct = list(dict.fromkeys(choices))
+    if len(distinct) == 1:
+        return draw(distinct[0], inputs, streams, None)
+    parts = []
+    for choice in distinct:
+        groups = [group for group, chosen in enumerate(choices) if chosen == choice]
+        first = torch.tensor(groups).to(inputs.device, non_blocking=True).unsqueeze(1) * inputs.group_size
+        rows = (first + torch.arange(inputs.group_size, device=inputs.device)).flatten()
+        plan = draw(choice, inputs.select(rows, len(groups)), streams.select(groups), rows)
+        parts.append((rows, plan))
+    return MixPlan.merge(parts, inputs.batch_size)

@@ -1,0 +1,61 @@
+"""The table of methods. To add one: its file, its test, and its line here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from rlmix.errors import UnknownNameError, nearest
+from rlmix.methods.cutmix import CutMix
+from rlmix.methods.grafting import Grafting
+from rlmix.methods.method import AbstractMethod
+from rlmix.methods.mixup import Mixup
+from rlmix.methods.none import NoMix
+from rlmix.methods.rmix import RMix
+from rlmix.methods.uniform import Uniform
+
+METHODS: dict[str, type[AbstractMethod]] = {
+    method.name: method for method in (NoMix, Mixup, CutMix, RMix, Grafting, Uniform)
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all methods."""
+    return tuple(METHODS)
+
+
+def parameters(name: str) -> tuple[str, ...]:
+    """Return the parameters that a method takes.
+
+    Raises:
+        UnknownNameError: no method of this name.
+    """
+    return tuple(field.name for field in dataclasses.fields(_find(name)))
+
+
+def get(name: str, **params: Any) -> AbstractMethod:
+    """Return a method.
+
+    Args:
+        name: one of `names()`.
+        params: its parameters; `members` of a mixture may be names or methods, and are all other methods if left out.
+
+    Raises:
+        UnknownNameError: no method, or no parameter, of this name; the message has the nearest known one.
+        MethodError: a parameter out of its range.
+    """
+    method = _find(name)
+    known = parameters(name)
+    for given in params:
+        if given not in known:
+            raise UnknownNameError(f"method `{name}` has no parameter `{given}`. {nearest(given, known)}")
+    if "members" in known:
+        members = params.get("members", [other for other in METHODS if other != name])
+        params["members"] = tuple(get(member) if isinstance(member, str) else member for member in members)
+    return method(**params)
+
+
+def _find(name: str) -> type[AbstractMethod]:
+    if name not in METHODS:
+        raise UnknownNameError(f"there is no mix method `{name}`. {nearest(name, METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,1 @@
+"""Pure tensor code that knows no plan and no method."""

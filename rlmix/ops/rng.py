@@ -1,0 +1,244 @@
+"""Random numbers as a function of (key, purpose, index), in plain tensor code.
+
+A key is a whole number in [0, 2**63). Each draw hashes the key, what the numbers are for and a counter with the
+64-bit mixer of SplitMix64 (Steele, Lea, Flood 2014, https://doi.org/10.1145/2660193.2660195), so that
+
+- the hashed bits are equal on every device and version of torch, and nothing of a generator has to be saved;
+- what one key gets depends neither on how many keys are drawn beside it nor on its place among them;
+- the global random state is never touched.
+
+The host functions (`derive`, `host_uniform`, `host_integer`) and the tensor functions compute the same bits.
+Floating-point transforms run in float64 and are rounded to float32 at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from rlmix.errors import InputError
+
+# What numbers are drawn for. Values of 100 and more are free for code outside the mixing library.
+PARTNER = 1
+LAM = 2
+CENTRE = 3
+LEVEL = 4
+GRID = 5
+MEMBER = 6
+CELLS = 7
+RATE = 8
+APPLIED = 9
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_MASK64 = (1 << 64) - 1
+_MASK63 = (1 << 63) - 1
+# Marsaglia and Tsang's test accepts at least 95 % of the candidates, so all of four fail in 5e-6 of the draws.
+_GAMMA_ROUNDS = 4
+
+
+def _signed(word: int) -> int:
+    """Return the 64-bit word as the int64 with the same bits."""
+    word &= _MASK64
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix_host(word: int) -> int:
+    word &= _MASK64
+    word = ((word ^ (word >> 30)) * _FIRST) & _MASK64
+    word = ((word ^ (word >> 27)) * _SECOND) & _MASK64
+    return word ^ (word >> 31)
+
+
+def _shift(words: Tensor, count: int) -> Tensor:
+    """Shift right with zeros coming in (int64 `>>` would bring in the sign)."""
+    return (words >> count) & ((1 << (64 - count)) - 1)
+
+
+def _mix(words: Tensor) -> Tensor:
+    words = (words ^ _shift(words, 30)) * _signed(_FIRST)
+    words = (words ^ _shift(words, 27)) * _signed(_SECOND)
+    return words ^ _shift(words, 31)
+
+
+def derive(key: int, *words: int) -> int:
+    """Return the key that belongs to `words` under `key`: a whole number in [0, 2**63)."""
+    for word in words:
+        key = _mix_host(key ^ _mix_host(word + _GOLDEN)) & _MASK63
+    return key
+
+
+def _fold(keys: Tensor, word: int) -> Tensor:
+    """Return `derive(key, word)` for int64 keys of any shape."""
+    return _mix(keys ^ _signed(_mix_host(word + _GOLDEN))) & _MASK63
+
+
+def words(text: str) -> int:
+    """Return a whole number in [0, 2**63) that stands for `text`, the same in every process."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") & _MASK63
+
+
+def key_from(generator: torch.Generator) -> int:
+    """Take one key from a CPU generator (and advance it).
+
+    Raises:
+        InputError: `generator` is no CPU `torch.Generator`.
+    """
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        given = f"a generator on {generator.device}" if isinstance(generator, torch.Generator) else repr(generator)
+        raise InputError(
+            f"`generator` must be a CPU torch.Generator, got {given}. Use torch.Generator().manual_seed(0); "
+            "one key is taken from it, the numbers themselves are made on the images' device."
+        )
+    return int(torch.randint(_MASK63, (1,), dtype=torch.int64, generator=generator).tolist()[0])
+
+
+@final
+class Streams:
+    """One key for each group of rows (the rows of one classifier), on the host and as a tensor.
+
+    Args:
+        keys: whole numbers in [0, 2**63), one a group.
+
+    Raises:
+        InputError: no key, or a key outside the range.
+    """
+
+    __slots__ = ("_roots", "_words", "values")
+
+    values: Tensor
+    """The keys as int64 [G]."""
+
+    def __init__(self, keys: Sequence[int]) -> None:
+        self._roots = tuple(int(key) for key in keys)
+        self._words: tuple[int, ...] = ()
+        if not self._roots or not all(0 <= key <= _MASK63 for key in self._roots):
+            raise InputError(f"`keys` must be one or more whole numbers in [0, 2**63), got {list(keys)!r}.")
+        self.values = torch.tensor(self._roots, dtype=torch.int64)
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        """The keys on the host; derived when asked for, so that compiled code need not know them."""
+        return tuple(derive(root, *self._words) for root in self._roots)
+
+    def __len__(self) -> int:
+        return len(self._roots)
+
+    def __repr__(self) -> str:
+        return f"Streams({list(self.keys)!r})"
+
+    def fold(self, word: int) -> Streams:
+        """Return independent streams, one for each of these, that belong to `word`."""
+        return self._like(self._roots, (*self._words, word), _fold(self.values, word))
+
+    def select(self, groups: Sequence[int]) -> Streams:
+        """Return the streams of `groups` (positions on the host), in that order."""
+        roots = tuple(self._roots[group] for group in groups)
+        return Streams([derive(root, *self._words) for root in roots]).to(self.values.device)
+
+    def to(self, device: torch.device | str | None) -> Streams:
+        """Return the same streams with `values` on `device`."""
+        if device is None or self.values.device == torch.device(device):
+            return self
+        return self._like(self._roots, self._words, self.values.to(device, non_blocking=True))
+
+    @staticmethod
+    def _like(roots: tuple[int, ...], folded: tuple[int, ...], values: Tensor) -> Streams:
+        streams = object.__new__(Streams)
+        streams._roots, streams._words, streams.values = roots, folded, values
+        return streams
+
+
+def bits(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+    """Return 64 random bits each, as int64 [G, *shape].
+
+    Args:
+        keys: int64 [G], any device.
+        purpose: what the numbers are for; different purposes give independent numbers.
+        shape: shape for each key.
+    """
+    counters = torch.arange(1, math.prod(shape) + 1, device=keys.device) * _signed(_GOLDEN)
+    return _mix(_fold(keys, purpose).unsqueeze(1) + counters).view(keys.shape[0], *shape)
+
+
+def _uniform64(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+    """Return float64 in (0, 1): the middles of 2**52 equal steps, so that a logarithm is finite at both ends."""
+    return (_shift(bits(keys, purpose, shape), 12).double() + 0.5) * 2.0**-52
+
+
+def uniform(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+    """Return float32 [G, *shape] in [0, 1), multiples of 2**-24."""
+    return _shift(bits(keys, purpose, shape), 40).float() * 2.0**-24
+
+
+def integers(keys: Tensor, purpose: int, shape: tuple[int, ...], high: int) -> Tensor:
+    """Return int64 [G, *shape] in [0, high); the bias of the reduction is below high / 2**31."""
+    return (_shift(bits(keys, purpose, shape), 33) * high) >> 31
+
+
+def normal(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal float32 [G, *shape] (Box and Muller 1958)."""
+    radius, angle = _uniform64(keys, purpose, (*shape, 2)).unbind(-1)
+    return (torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)).float()
+
+
+def _log_gamma_variate(numbers: Tensor, alpha: Tensor) -> Tensor:
+    """Return the logarithm of Gamma(alpha) variates.
+
+    Marsaglia and Tsang 2000 (https://doi.org/10.1145/358407.358414) at alpha + 1, brought down to alpha by
+    Gamma(alpha) = Gamma(alpha + 1) * U**(1/alpha). The first accepted of a fixed number of candidates is taken.
+
+    Args:
+        numbers: float64 [..., 3 * rounds + 1] uniform in (0, 1).
+        alpha: float64 [...], above 0.
+    """
+    boost = numbers[..., 0]
+    candidates = numbers[..., 1:].reshape(*boost.shape, _GAMMA_ROUNDS, 3)
+    radius, angle, test = candidates.unbind(-1)
+    normals = torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
+    scale = (alpha + (1.0 - 1.0 / 3.0)).unsqueeze(-1)
+    cubes = (1.0 + normals / torch.sqrt(9.0 * scale)) ** 3
+    logs = torch.log(cubes.clamp_min(1e-300))
+    accepted = (cubes > 0) & (torch.log(test) < 0.5 * normals**2 + scale * (1.0 - cubes + logs))
+    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
+    chosen = torch.where(accepted.any(-1), logs.gather(-1, first).squeeze(-1), 0.0)
+    return torch.log(scale.squeeze(-1)) + chosen + torch.log(boost) / alpha
+
+
+def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tensor) -> Tensor:
+    """Return Beta(alpha, alpha) variates, float32 [G, *shape] in [0, 1].
+
+    The ratio of two Gamma variates is formed in log space: for a small alpha both are often below the smallest
+    float64, and their quotient would be 0/0.
+
+    Args:
+        keys: int64 [G].
+        purpose: what the numbers are for.
+        shape: shape for each key.
+        alpha: above 0; a float or a tensor that broadcasts to [G, *shape].
+    """
+    numbers = _uniform64(keys, purpose, (*shape, 2, 3 * _GAMMA_ROUNDS + 1))
+    concentration = torch.as_tensor(alpha, dtype=torch.float64, device=keys.device).expand(keys.shape[0], *shape)
+    variates = _log_gamma_variate(numbers, concentration.unsqueeze(-1).expand(*concentration.shape, 2))
+    return torch.sigmoid(variates[..., 0] - variates[..., 1]).float()
+
+
+def permutation(keys: Tensor, purpose: int, count: int) -> Tensor:
+    """Return one uniform permutation of range(count) for each key, int64 [G, count]."""
+    return torch.argsort(bits(keys, purpose, (count,)), dim=1, stable=True)
+
+
+def host_uniform(key: int, purpose: int) -> float:
+    """Return on the host what `uniform(keys, purpose, (1,))` gives for this key."""
+    return (_mix_host(derive(key, purpose) + _GOLDEN) >> 40) * 2.0**-24
+
+
+def host_integer(key: int, purpose: int, high: int) -> int:
+    """Return on the host what `integers(keys, purpose, (1,), high)` gives for this key."""
+    return ((_mix_host(derive(key, purpose) + _GOLDEN) >> 33) * high) >> 31
