@@ -238,7 +238,7 @@ def _map_fields(plans: Sequence[MixPlan], combine: Callable[[list[Tensor]], Tens
     return MixPlan(
         size=first.size,
         partners=combine([plan.partners for plan in plans]),
-        shares=combine([plan.shares.expand(plan.batch_size, -1, -1, -1) for plan in plans]),
+        shares=combine([plan.shares for plan in plans]),
         label_shares=combine([plan.label_shares for plan in plans]),
         window=window,
         moves=None if first.moves is None else combine([plan.moves for plan in plans if plan.moves is not None]),

@@ -74,6 +74,11 @@ class Grafting(AbstractMethod):
         """True: the maps choose the cells and weigh the label."""
         return True
 
+    @property
+    def labels_by_area(self) -> bool:
+        """False: labels follow the saliency that is still to be seen."""
+        return False
+
     def _check(self) -> None:
         check_positive("temperature", self.temperature)
         check_choice("threshold", self.threshold, ("mean", "quantile", "fixed"))

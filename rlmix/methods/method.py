@@ -47,6 +47,11 @@ class AbstractMethod(abc.ABC):
         """Whether `inputs.saliency` must be given."""
         return False
 
+    @property
+    def labels_by_area(self) -> bool:
+        """Whether lam is the own image's share of the pixels (False: the method has a label rule of its own)."""
+        return True
+
     @final
     def draw(self, inputs: MixInputs, *, generator: torch.Generator | rng.Streams) -> MixPlan:
         """Draw a plan.

@@ -45,6 +45,11 @@ class Uniform(AbstractMethod):
         """Whether a member needs saliency."""
         return any(member.needs_saliency for member in self.members)
 
+    @property
+    def labels_by_area(self) -> bool:
+        """Whether every member's labels follow the area."""
+        return all(member.labels_by_area for member in self.members)
+
     def _check(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))
         if not self.members or not all(isinstance(member, AbstractMethod) for member in self.members):

@@ -1,0 +1,78 @@
+"""A mixture of methods."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlmix import apply
+from rlmix.errors import MethodError, UnknownNameError
+from rlmix.methods import get, names
+from rlmix.ops import rng
+from rlmix.ops.rng import Streams
+from rlmix.testing.methods import batch_of
+
+
+def test_a_batch_gets_the_plan_of_the_member_that_its_key_chooses() -> None:
+    """The same Decision is the action, the baseline and the command-line method: members must be drawn as alone."""
+    members = ("none", "mixup", "cutmix", "rmix")
+    method = get("uniform", members=members)
+    images, _, inputs = batch_of(5, (8, 8))
+    chosen = []
+    for key in range(24):
+        index = rng.host_integer(key, rng.MEMBER, 4)
+        alone = get(members[index]).plan(inputs, Streams([key]).fold(rng.MEMBER))
+        assert torch.equal(apply(images, method.plan(inputs, Streams([key]))), apply(images, alone))
+        chosen.append(index)
+    assert set(chosen) == {0, 1, 2, 3}
+
+
+def test_members_are_chosen_equally_often() -> None:
+    """Binomial over 9,000 keys, six standard errors: a false alarm in 2e-9 of the runs."""
+    counts = [0, 0, 0]
+    for key in range(9000):
+        counts[rng.host_integer(rng.derive(key, 1), rng.MEMBER, 3)] += 1
+    assert max(abs(count - 3000) for count in counts) < 6 * (9000 * (1 / 3) * (2 / 3)) ** 0.5
+
+
+def test_each_image_may_get_its_own_member() -> None:
+    """With scope "image", row b is row b of the chosen member's plan for the whole batch."""
+    members = ("none", "cutmix", "mixup")
+    images, _, inputs = batch_of(30, (8, 8))
+    streams = Streams([8])
+    mixed = apply(images, get("uniform", members=members, scope="image").plan(inputs, streams))
+    choice = rng.integers(streams.values, rng.MEMBER, (30,), 3).flatten().tolist()
+    singles = [apply(images, get(member).plan(inputs, streams.fold(rng.MEMBER))) for member in members]
+    for row, member in enumerate(choice):
+        assert torch.allclose(mixed[row], singles[member][row], atol=1e-6)
+    assert set(choice) == {0, 1, 2}
+
+
+def test_it_holds_every_other_method_by_default_and_needs_what_they_need() -> None:
+    """A new method joins the default mixture; saliency is asked for only where a member wants it."""
+    method = get("uniform")
+    assert [member.name for member in method.members] == [name for name in names() if name != "uniform"]  # type: ignore[attr-defined]
+    assert method.needs_saliency
+    assert not get("uniform", members=("none", "cutmix")).needs_saliency
+
+
+def test_a_mixture_may_hold_a_mixture() -> None:
+    """The inner choice must not repeat the outer one: all four outcomes come."""
+    inner = get("uniform", members=("none", "cutmix"))
+    outer = get("uniform", members=(inner, get("mixup")))
+    _, _, inputs = batch_of(4, (8, 8))
+    layouts = {
+        (plan.partners.shape[1], plan.window is not None)
+        for plan in (outer.plan(inputs, Streams([key])) for key in range(40))
+    }
+    assert layouts == {(0, False), (1, True), (1, False)}
+
+
+def test_members_that_are_no_methods_are_refused() -> None:
+    """Names are looked up by the registry, with the nearest one in the message."""
+    with pytest.raises(MethodError, match="`members` must be one or more methods"):
+        get("uniform", members=())
+    with pytest.raises(MethodError, match="`members` must be one or more methods"):
+        get("uniform", members=(3,))
+    with pytest.raises(UnknownNameError, match="there is no mix method `cutmx`. Did you mean `cutmix`"):
+        get("uniform", members=("cutmx",))

@@ -1,0 +1,112 @@
+"""rlmix.mix: the front door and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rlmix
+from rlmix.errors import InputError
+from rlmix.saliency import input_gradient
+
+
+def generator() -> torch.Generator:
+    """Return a seeded generator."""
+    return torch.Generator().manual_seed(0)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Return four images and labels."""
+    return torch.rand(4, 3, 8, 8, generator=generator()), torch.tensor([0, 1, 2, 1])
+
+
+def test_it_draws_applies_and_labels_in_one_call() -> None:
+    """The one-call form must be its three parts, nothing else."""
+    images, labels = batch()
+    mixed = rlmix.mix(images, labels, "cutmix", num_classes=3, generator=generator(), alpha=0.5)
+    plan = rlmix.methods.get("cutmix", alpha=0.5).draw(rlmix.MixInputs(4, 8, 8), generator=generator())
+    assert mixed.plan.equal(plan)
+    assert torch.equal(mixed.images, rlmix.apply(images, plan))
+    assert torch.equal(mixed.targets, plan.soft_targets(labels, 3))
+
+
+def test_a_model_gives_the_saliency_that_a_method_needs() -> None:
+    """`model=` must be what `saliency=input_gradient(...)` is."""
+    images, labels = batch()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    first = rlmix.mix(images, labels, "rmix", num_classes=3, generator=generator(), model=model)
+    maps = input_gradient(model, images, labels)
+    second = rlmix.mix(images, labels, "rmix", num_classes=3, generator=generator(), saliency=maps)
+    assert first.plan.equal(second.plan)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_labels_of_any_whole_number_type_serve(dtype: torch.dtype) -> None:
+    """Data sets store labels in small types."""
+    images, labels = batch()
+    one, two = (rlmix.mix(images, given, "mixup", num_classes=3, generator=generator()) for given in
+                (labels, labels.to(dtype)))  # fmt: skip
+    assert torch.equal(one.targets, two.targets)
+
+
+IMAGES, LABELS = batch()
+NAN = IMAGES.clone()
+NAN[1, 0, 2, 3] = float("nan")
+BAD = {
+    "rank 3": (IMAGES[0], LABELS, {}, r"`images` must be \[B, C, H, W\] .* image.unsqueeze\(0\)"),
+    "empty": (IMAGES[:0], LABELS[:0], {}, "with B at least 1"),
+    "uint8": ((IMAGES * 255).byte(), LABELS, {}, "`images` must be floating point, got torch.uint8"),
+    "NaN": (NAN, LABELS, {}, "`images` hold values that are not finite"),
+    "infinite": (IMAGES / 0, LABELS, {}, "`images` hold values that are not finite"),
+    "too few labels": (IMAGES, LABELS[:3], {}, r"`labels` must be \[4\], one class number .* got \[3\]"),
+    "one-hot": (IMAGES, torch.eye(4), {}, r"One-hot labels become class numbers by labels.argmax\(1\)"),
+    "float labels": (IMAGES, LABELS.float(), {}, r"`labels` must be whole numbers \(int64\), got torch.float32"),
+    "bool labels": (IMAGES, LABELS > 1, {}, "got torch.bool"),
+    "label too large": (IMAGES, LABELS + 1, {}, r"`labels` must be in \[0, 3\), got values from 1 to 3"),
+    "label negative": (IMAGES, LABELS - 1, {}, r"`labels` must be in \[0, 3\), got values from -1 to 1"),
+    "no saliency": (IMAGES, LABELS, {"method": "rmix"}, "method `rmix` needs saliency maps"),
+    "empty saliency": (
+        IMAGES, LABELS, {"method": "rmix", "saliency": torch.zeros(4, 8, 8)},
+        "no saliency map of the batch has a finite value above zero; they came from `saliency`",
+    ),
+    "NaN saliency": (
+        IMAGES, LABELS, {"method": "grafting", "saliency": torch.full((4, 8, 8), float("nan"))},
+        "no saliency map of the batch has a finite value above zero",
+    ),
+    "saliency of another batch": (
+        IMAGES, LABELS, {"method": "rmix", "saliency": torch.rand(5, 8, 8)}, r"`saliency` must be \[B, h, w\] with B = 4",
+    ),
+    "small image": (IMAGES[:, :, :3], LABELS, {"method": "rmix", "saliency": torch.rand(4, 8, 8)}, "at least 4 pixels"),
+    "no generator": (IMAGES, LABELS, {"generator": None}, "`generator` must be a CPU torch.Generator, got None"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_what_to_do(name: str) -> None:
+    """Nothing of this may end in a wrong mix, or in an error from the inside of torch."""
+    images, labels, options, message = BAD[name]
+    with pytest.raises(InputError, match=message):
+        rlmix.mix(images, labels, **{"num_classes": 3, "generator": generator(), **options})  # type: ignore[arg-type]
+
+
+def test_a_model_whose_gradients_vanish_is_named_as_the_provider() -> None:
+    """A diverged or saturated net gives maps of zeros for the whole batch."""
+    images, labels = batch()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    nn.init.zeros_(model[1].weight)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="they came from rlmix.saliency.input_gradient"):
+        rlmix.mix(images, labels, "rmix", num_classes=3, generator=generator(), model=model)
+
+
+def test_parameters_beside_a_finished_method_are_refused() -> None:
+    """They would be ignored in silence."""
+    images, labels = batch()
+    with pytest.raises(InputError, match=r"parameters \['alpha'\] were given beside a finished method"):
+        rlmix.mix(images, labels, rlmix.methods.get("mixup"), num_classes=3, generator=generator(), alpha=1.0)
+
+
+def test_values_are_not_read_when_asked_not_to() -> None:
+    """On a GPU a read would make the host wait; `check=False` shows that none happens."""
+    mixed = rlmix.mix(NAN, LABELS, "none", num_classes=3, generator=generator(), check=False)
+    assert torch.isnan(mixed.images).sum() == 1
