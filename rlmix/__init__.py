@@ -9,12 +9,16 @@ from rlmix.loss import mixed_accuracy as mixed_accuracy
 from rlmix.loss import soft_cross_entropy as soft_cross_entropy
 from rlmix.ops.rng import Streams as Streams
 from rlmix.plan import MixPlan as MixPlan
+from rlmix.policy.controller import MixController as MixController
+from rlmix.policy.decision import Decision as Decision
 from rlmix.types import MixedBatch as MixedBatch
 from rlmix.types import MixInputs as MixInputs
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Decision",
+    "MixController",
     "MixInputs",
     "MixPlan",
     "MixedBatch",

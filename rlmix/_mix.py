@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from rlmix._apply import apply
 from rlmix.errors import InputError
-from rlmix.methods.method import AbstractMethod, streams_for
+from rlmix.methods.method import AbstractMethod
 from rlmix.methods.registry import get
-from rlmix.ops.rng import Streams
+from rlmix.ops.rng import Streams, key_from
 from rlmix.saliency.input_gradient import input_gradient
 from rlmix.types import MixedBatch, MixInputs
 
@@ -35,7 +35,7 @@ def mix(
         labels: whole numbers [B] in [0, num_classes).
         method: a method's name, with its parameters in `params`, or a method.
         num_classes: C of the targets.
-        generator: a CPU generator (one key is taken from it), or `Streams([key])`.
+        generator: a CPU generator (one key is taken from it), or `Streams` with a key for each group of the batch.
         saliency: float [B, h, w] for methods that need maps.
         model: computes the maps by `rlmix.saliency.input_gradient` where they are needed and `saliency` is not given.
         check: whether values (label range, NaN images, empty maps) are checked; None checks on the CPU only, since
@@ -61,15 +61,17 @@ def mix(
     if params and not isinstance(method, str):
         raise InputError(f"parameters {sorted(params)} were given beside a finished method. Give the method's name.")
     labels = check_batch(images, labels, num_classes, check=check)
+    streams = generator if isinstance(generator, Streams) else Streams([key_from(generator)])
+    if len(streams) == 1:
+        chosen, key = chosen.settle(streams.keys[0])
+        streams = Streams([key])
     if chosen.needs_saliency and saliency is None and model is not None:
         saliency = input_gradient(model, images, labels)
     if saliency is not None:
         check_saliency(saliency, "rlmix.saliency.input_gradient" if model is not None else "`saliency`", check=check)
-    inputs = MixInputs(
-        images.shape[0], images.shape[2], images.shape[3], device=images.device, saliency=saliency, images=images,
-        labels=labels,
-    )  # fmt: skip
-    plan = chosen.plan(inputs, streams_for(inputs, generator))
+    size = (images.shape[2], images.shape[3])
+    inputs = MixInputs(len(images), *size, groups=len(streams), saliency=saliency, images=images, labels=labels)
+    plan = chosen.plan(inputs, streams)
     return MixedBatch(apply(images, plan), plan.soft_targets(labels, num_classes), plan)
 
 

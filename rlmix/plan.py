@@ -330,5 +330,5 @@ def _moves_by_pixel(plan: MixPlan, count: int) -> Tensor:
             slots.append(still)
             continue
         rows, columns, seen = coordinates(plan.size, plan.moves[:, slot], None, plan.partners.device)
-        slots.append(torch.where(seen > 0, rows * width + columns, -1).to(torch.int32).unsqueeze(1))
+        slots.append((rows * width + columns).masked_fill(seen == 0, -1).to(torch.int32).unsqueeze(1))
     return torch.cat(slots, 1)

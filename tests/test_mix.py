@@ -41,6 +41,23 @@ def test_a_model_gives_the_saliency_that_a_method_needs() -> None:
     assert first.plan.equal(second.plan)
 
 
+def test_a_mixture_asks_for_saliency_only_where_its_member_needs_it() -> None:
+    """A saliency pass costs as much as a training step; half the members need none."""
+    images, labels = batch()
+    calls = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    model.register_forward_hook(lambda *_: calls.append(1))
+    method = rlmix.methods.get("uniform", members=("cutmix", "rmix"))
+    for key in range(12):
+        before = len(calls)
+        mixed = rlmix.mix(images, labels, method, num_classes=3, generator=rlmix.Streams([key]), model=model)
+        needed = method.settle(key)[0].name == "rmix"
+        assert len(calls) - before == int(needed)
+        maps = input_gradient(model, images, labels)
+        same = rlmix.mix(images, labels, method, num_classes=3, generator=rlmix.Streams([key]), saliency=maps)
+        assert torch.equal(mixed.images, same.images)
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
 def test_labels_of_any_whole_number_type_serve(dtype: torch.dtype) -> None:
     """Data sets store labels in small types."""

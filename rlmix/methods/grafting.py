@@ -143,4 +143,4 @@ class Grafting(AbstractMethod):
 
 def _column(value: float | Tensor, like: Tensor) -> Tensor:
     """Show a float or [B] as float32 [1, 1] or [B, 1]."""
-    return torch.as_tensor(value, dtype=torch.float32, device=like.device).reshape(-1, 1)
+    return rng.on_device(value, torch.float32, like.device).reshape(-1, 1)

@@ -85,6 +85,14 @@ class AbstractMethod(abc.ABC):
             return drawn
         return drawn.where(self._applied(inputs, streams))
 
+    def settle(self, key: int) -> tuple[AbstractMethod, int]:
+        """Return the method and the key that one group's `key` comes down to.
+
+        A mixture that chooses one member for the group names it here, without drawing anything, so that a caller can
+        spare the saliency that the member does not need. The plan is the same either way.
+        """
+        return self, key
+
     def _applied(self, inputs: MixInputs, streams: rng.Streams) -> Tensor:
         return rng.uniform(streams.values, rng.APPLIED, (inputs.group_size,)).flatten() < self.probability
 

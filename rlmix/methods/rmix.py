@@ -102,7 +102,7 @@ class RMix(AbstractMethod):
             steps = rng.integers(streams.values, rng.LEVEL, (inputs.group_size,), LEVELS).flatten()
             levels = steps.float() * (HIGHEST_LEVEL / (LEVELS - 1))
         else:
-            levels = torch.as_tensor(threshold, dtype=torch.float32, device=cells.device).expand(inputs.batch_size)
+            levels = rng.on_device(threshold, torch.float32, cells.device).expand(inputs.batch_size)
         cut = row_quantile(cells.flatten(1), levels)
         salient = (cells >= cut.view(-1, 1, 1)).float()
         drawn = per_row(alpha, inputs, self.scope)

@@ -1,7 +1,6 @@
 """The registry as Markdown, so that documentation cannot say anything else than the code.
 
-`python -m rlmix.methods.table FILE...` writes the generated blocks of the files anew; without files it shows the table.
-A block stands between `<!-- methods:table -->` (or `methods:cards`) and the same with a slash.
+`python -m rlmix.methods.table` shows the table of all methods.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from rlmix._files import write_text
 from rlmix.methods.registry import METHODS, get, names
 
 _HEAD = "| method | what it does | parameters | saliency | source |\n| --- | --- | --- | --- | --- |"
@@ -27,22 +23,6 @@ def table() -> str:
 def cards() -> str:
     """Return one section for each registered method: its docstring, its parameters and their defaults."""
     return "\n\n".join(_card(name) for name in names())
-
-
-def updated(text: str) -> str:
-    """Return a document with its generated blocks written anew."""
-    for block, content in (("table", table()), ("cards", cards())):
-        pattern = re.compile(rf"(<!-- methods:{block} -->\n).*?(<!-- /methods:{block} -->)", re.DOTALL)
-        text = pattern.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", text)  # type: ignore[misc]
-    return text
-
-
-def main(files: Sequence[str]) -> None:
-    """Update `files`, or write the table to the standard output."""
-    for file in files:
-        write_text(file, updated(Path(file).read_text(encoding="utf-8")))
-    if not files:
-        sys.stdout.write(f"{table()}\n")
 
 
 def _row(name: str) -> str:
@@ -87,4 +67,4 @@ def _linked(source: str) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.stdout.write(f"{table()}\n")

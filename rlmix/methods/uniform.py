@@ -50,6 +50,13 @@ class Uniform(AbstractMethod):
         """Whether every member's labels follow the area."""
         return all(member.labels_by_area for member in self.members)
 
+    def settle(self, key: int) -> tuple[AbstractMethod, int]:
+        """Return the member that is chosen for a group with this key, and the key that the member draws with."""
+        if self.scope == "image" or not isinstance(self.probability, float | int) or self.probability != 1:
+            return self, key
+        member = self.members[rng.host_integer(key, rng.MEMBER, len(self.members))]
+        return member.settle(rng.derive(key, rng.MEMBER))
+
     def _check(self) -> None:
         object.__setattr__(self, "members", tuple(self.members))
         if not self.members or not all(isinstance(member, AbstractMethod) for member in self.members):

@@ -207,7 +207,7 @@ def _log_gamma_variate(numbers: Tensor, alpha: Tensor) -> Tensor:
     logs = torch.log(cubes.clamp_min(1e-300))
     accepted = (cubes > 0) & (torch.log(test) < 0.5 * normals**2 + scale * (1.0 - cubes + logs))
     first = accepted.to(torch.int8).argmax(-1, keepdim=True)
-    chosen = torch.where(accepted.any(-1), logs.gather(-1, first).squeeze(-1), 0.0)
+    chosen = logs.gather(-1, first).squeeze(-1).masked_fill(~accepted.any(-1), 0.0)
     return torch.log(scale.squeeze(-1)) + chosen + torch.log(boost) / alpha
 
 
@@ -224,9 +224,16 @@ def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tens
         alpha: above 0; a float or a tensor that broadcasts to [G, *shape].
     """
     numbers = _uniform64(keys, purpose, (*shape, 2, 3 * _GAMMA_ROUNDS + 1))
-    concentration = torch.as_tensor(alpha, dtype=torch.float64, device=keys.device).expand(keys.shape[0], *shape)
+    concentration = on_device(alpha, torch.float64, keys.device).expand(keys.shape[0], *shape)
     variates = _log_gamma_variate(numbers, concentration.unsqueeze(-1).expand(*concentration.shape, 2))
     return torch.sigmoid(variates[..., 0] - variates[..., 1]).float()
+
+
+def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a number or tensor as a tensor; a number is filled in there, since a copy would wait for the device."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def permutation(keys: Tensor, purpose: int, count: int) -> Tensor:

@@ -27,6 +27,24 @@ def test_a_batch_gets_the_plan_of_the_member_that_its_key_chooses() -> None:
     assert set(chosen) == {0, 1, 2, 3}
 
 
+def test_a_settled_mixture_draws_the_same_plan() -> None:
+    """Naming the member first spares its saliency, and must change nothing else; nested mixtures settle through."""
+    inner = get("uniform", members=("none", "cutmix", "rmix"))
+    method = get("uniform", members=(inner, get("mixup"), get("uniform", members=("mixup", "cutmix"), scope="image")))
+    images, _, inputs = batch_of(6, (8, 8))
+    settled = set()
+    for key in range(40):
+        member, own = method.settle(key)
+        settled.add(member.name)
+        assert torch.equal(
+            apply(images, member.plan(inputs, Streams([own]))), apply(images, method.plan(inputs, Streams([key])))
+        )
+    assert settled == {"none", "cutmix", "rmix", "mixup", "uniform"}
+    assert get("cutmix").settle(5) == (get("cutmix"), 5)
+    partly = get("uniform", members=("mixup",), probability=0.5)
+    assert partly.settle(5) == (partly, 5)
+
+
 def test_members_are_chosen_equally_often() -> None:
     """Binomial over 9,000 keys, six standard errors: a false alarm in 2e-9 of the runs."""
     counts = [0, 0, 0]

@@ -1,0 +1,92 @@
+"""A learned policy beside everything that it must beat, on instances that it has not seen."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from rlmix.agents.agent import AbstractAgent, LearnedAgent
+from rlmix.agents.baselines.fixed import FixedAgent
+from rlmix.agents.evaluate import Progress, evaluate
+from rlmix.agents.report import Report, best_fixed, best_fixed_per_budget
+from rlmix.envs.instances import InstanceSet
+from rlmix.errors import ConfigError
+from rlmix.policy.artifact import LearnedPolicy
+from rlmix.policy.signals import names
+
+LEARNED = "learned"
+BEST_FIXED = "best-fixed"
+BEST_PER_BUDGET = "best-fixed-per-budget"
+
+
+def compare(
+    policy: LearnedPolicy,
+    heldout: InstanceSet,
+    validation: InstanceSet,
+    *,
+    replicates: int = 1,
+    seed: int = 0,
+    with_validation: bool = True,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluate a policy, every fixed agent of its catalogue, and the best fixed ones.
+
+    The best fixed agents are chosen on the validation instances, measured on held-out training images; their runs on
+    the held-out instances are those of the fixed agents that they stand for.
+
+    Args:
+        policy: the policy.
+        heldout: instances to compare on.
+        validation: instances to choose the best fixed agents on.
+        replicates: trainings of each held-out instance by each agent.
+        seed: episode keys are derived from it.
+        with_validation: whether the policy sees statistics of the instances' validation split.
+        data_dir: folder of data sets that have to lie on disk.
+        device: where the classifiers train.
+        progress: called with the number of finished trainings and that of all.
+
+    Raises:
+        ConfigError: the instances have another number of decisions than the policy.
+        DataError: images are missing.
+        InputError: `replicates` is below 1.
+    """
+    if policy.horizon != heldout.horizon:
+        raise ConfigError(
+            f"The policy decides {policy.horizon} times in a training, the instances of `{heldout.name}` have "
+            f"{heldout.horizon} decisions. Evaluate it on a recipe with `horizon: {policy.horizon}`."
+        )
+    catalogue = policy.catalogue
+    fixed: dict[str, AbstractAgent] = {name: FixedAgent(name, catalogue) for name in catalogue.names}
+    chosen = len(fixed) * len(validation)
+    total = chosen + (len(fixed) + 1) * len(heldout) * replicates
+
+    def count_from(before: int) -> Progress | None:
+        return None if progress is None else lambda done, _: progress(before + done, total)
+
+    selection = evaluate(
+        fixed,
+        validation,
+        catalogue=catalogue,
+        seed=seed,
+        split="reward",
+        data_dir=data_dir,
+        device=device,
+        progress=count_from(0),
+    )
+    report = evaluate(
+        {LEARNED: LearnedAgent(policy, names(catalogue)), **fixed},
+        heldout,
+        catalogue=catalogue,
+        replicates=replicates,
+        seed=seed,
+        with_validation=with_validation,
+        data_dir=data_dir,
+        device=device,
+        progress=count_from(chosen),
+    )
+    single, lookup = best_fixed(selection, catalogue.names), best_fixed_per_budget(selection, catalogue.names)
+    report = report.copied(BEST_FIXED, lambda run: single)
+    return report.copied(BEST_PER_BUDGET, lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))

@@ -1,0 +1,71 @@
+"""From stable-baselines3's policy to the one that is deployed: plain weights, without the entries that never varied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+
+from rlmix.agents.callbacks import Ranges
+from rlmix.policy.artifact import LearnedPolicy
+from rlmix.policy.codec import Catalogue
+from rlmix.policy.network import PolicyNetwork
+
+Layers: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
+
+
+def export(
+    policy: ActorCriticPolicy,
+    *,
+    ranges: Ranges,
+    names: Sequence[str],
+    catalogue: Catalogue,
+    horizon: int,
+    card: Mapping[str, Any],
+) -> LearnedPolicy:
+    """Return the policy that answers as `policy` does on every observation inside `ranges`.
+
+    An entry that was the same in all observations of the training is left out: nothing was learned about it, and its
+    untrained weights would otherwise act on whatever it shows elsewhere. Its constant goes into the first biases.
+
+    Args:
+        policy: a trained `MlpPolicy` with Tanh units.
+        ranges: lowest and highest value of each entry in training.
+        names: names of the entries.
+        catalogue: what the actions mean.
+        horizon: decisions in a training.
+        card: where the policy comes from.
+    """
+    varied = ranges.low < ranges.high
+    # With every entry constant the first is kept, since a network needs an input.
+    varied[0] |= not bool(varied.any())
+    extractor = policy.mlp_extractor
+    network = PolicyNetwork(
+        actor=_without(_layers(extractor.policy_net, policy.action_net), varied, ranges.low),
+        critic=_without(_layers(extractor.value_net, policy.value_net), varied, ranges.low),
+    )
+    return LearnedPolicy(
+        network=network,
+        observation_names=tuple(name for name, kept in zip(names, varied.tolist(), strict=True) if kept),
+        low=ranges.low[varied],
+        high=ranges.high[varied],
+        catalogue=catalogue,
+        horizon=horizon,
+        card=dict(card),
+    )
+
+
+def _layers(hidden: nn.Module, head: nn.Module) -> Layers:
+    """Return copies of weight and bias of every linear layer, the head last."""
+    linear = [module for module in (*hidden.children(), head) if isinstance(module, nn.Linear)]
+    return tuple((layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in linear)
+
+
+def _without(layers: Layers, kept: Tensor, constants: Tensor) -> Layers:
+    """Drop the inputs that are not kept and add what they contribute to the first bias."""
+    (weight, bias), *rest = layers
+    folded = bias.double() + weight[:, ~kept].double() @ constants[~kept].double()
+    return ((weight[:, kept].contiguous(), folded.to(bias.dtype)), *rest)

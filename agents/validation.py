@@ -1,0 +1,121 @@
+"""Looking at a training of an agent: what it chooses from, and how good it is on validation instances."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import final
+
+import torch
+
+from rlmix._mix import mix
+from rlmix.agents.agent import AbstractAgent, LearnedAgent
+from rlmix.agents.baselines.fixed import FixedAgent, uniform_entry
+from rlmix.agents.evaluate import evaluate
+from rlmix.agents.report import Report
+from rlmix.agents.statistics import iqm
+from rlmix.envs.instances import Instance, InstanceSet
+from rlmix.envs.reward import relative
+from rlmix.monitor.board import Board
+from rlmix.ops.rng import Streams
+from rlmix.policy.artifact import LearnedPolicy
+from rlmix.policy.codec import Catalogue
+from rlmix.policy.signals import names
+from rlmix.training.data import load
+
+# Images that each entry is shown on.
+_IMAGES = 3
+# Keeps the saliency of a black image from being zero everywhere.
+_FLOOR = 1e-3
+
+
+@final
+class Validation:
+    """Compares policies with uniform random mixing, in the same trainings each time.
+
+    Measured is on the instances' reward split: test images are for results only.
+
+    Args:
+        instances: validation instances.
+        catalogue: what the policies choose from; it must have a uniform mixture.
+        seed: seed of the episodes.
+        device: where the classifiers train.
+        data_dir: folder of data sets that have to lie on disk.
+    """
+
+    def __init__(
+        self,
+        instances: InstanceSet,
+        catalogue: Catalogue,
+        *,
+        seed: int,
+        device: str | torch.device,
+        data_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        self._instances, self._catalogue, self._seed = instances, catalogue, seed
+        self._device, self._data_dir = device, data_dir
+        self._uniform: Report | None = None
+
+    def __call__(self, policy: LearnedPolicy) -> Mapping[str, float]:
+        """Return numbers by tag: accuracy, its difference to uniform random mixing, and the score as a reward."""
+        if self._uniform is None:
+            # The episodes are the same every time, so these are trained only once.
+            self._uniform = self._evaluate(FixedAgent(uniform_entry(self._catalogue), self._catalogue))
+        learned = self._evaluate(LearnedAgent(policy, names(self._catalogue)))
+        accuracy, reference = (_column(report, "accuracy") for report in (learned, self._uniform))
+        scores = relative(_column(learned, "score"), _column(self._uniform, "score"))
+        return {
+            "eval/accuracy": accuracy.mean().item(),
+            "eval/accuracy_to_uniform": (accuracy - reference).mean().item(),
+            "eval/accuracy_to_uniform_iqm": float(iqm((accuracy - reference).numpy())),
+            "eval/score": scores.mean().item(),
+        }
+
+    def _evaluate(self, agent: AbstractAgent) -> Report:
+        return evaluate(
+            {"agent": agent},
+            self._instances,
+            catalogue=self._catalogue,
+            seed=self._seed,
+            split="reward",
+            data_dir=self._data_dir,
+            device=self._device,
+        )
+
+
+def draw_entries(
+    board: Board, catalogue: Catalogue, instance: Instance, data_dir: str | os.PathLike[str] | None
+) -> None:
+    """Write a grid of images, each mixed by one entry of the catalogue, with their soft labels.
+
+    There is no classifier yet whose saliency could be asked, so brightness stands in for it.
+
+    Raises:
+        DataError: the images are missing.
+    """
+    arrays = load(instance.data, data_dir)
+    images, labels = arrays.train_images[:_IMAGES], arrays.train_labels[:_IMAGES]
+    batches = [
+        mix(
+            images,
+            labels,
+            decision.build(),
+            num_classes=arrays.num_classes,
+            generator=Streams([0]),
+            saliency=images.mean(1) + _FLOOR,
+        )
+        for decision in catalogue.decisions
+    ]
+    board.mixed(
+        0,
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.targets for batch in batches]),
+        arrays.classes,
+        tag="mixed/entries",
+        titles=[name for name in catalogue.names for _ in range(_IMAGES)],
+        most=len(batches) * _IMAGES,
+    )
+
+
+def _column(report: Report, name: str) -> torch.Tensor:
+    return torch.tensor([getattr(run, name) for run in report.runs], dtype=torch.float64)

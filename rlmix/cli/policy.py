@@ -1,0 +1,153 @@
+"""`rlmix policy show`: what a learned policy is and does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlmix.policy.artifact import LearnedPolicy
+
+app = typer.Typer(help="Look at learned policies.", rich_markup_mode="markdown", no_args_is_help=True)
+
+_EXAMPLES = """
+Examples:
+
+- `rlmix policy show runs/demo/policy`
+
+- `rlmix policy show runs/demo/policy --json`
+"""
+# From improbable to certain.
+_STYLES = ("dim", "default", "bold", "bold reverse")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `show` a command of its own, although it is the only one."""
+
+
+@app.command(epilog=_EXAMPLES)
+def show(
+    folder: Annotated[Path, typer.Argument(help="Folder of the policy.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
+) -> None:
+    """Print a policy's training card, what it looks at, what it chooses from, and what it does over a training.
+
+    What it does is asked at each decision of an imagined training, whose signals are all in the middle of the range
+    that the policy was trained on: a rough picture, since a policy answers to what it sees.
+    """
+    from rlmix.policy.artifact import load
+
+    policy = load(folder)
+    described = _described(policy)
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    console = Console(soft_wrap=True)
+    summary = {"folder": str(folder), "decisions in a training": policy.horizon}
+    _print_pairs(console, "Policy", summary | described["card"])
+    _print_rows(console, "Observation", ("entry", "low", "high", "meaning"), [
+        (entry["name"], f"{entry['low']:.3f}", f"{entry['high']:.3f}", _meaning(entry["name"]))
+        for entry in described["observation"]
+    ])  # fmt: skip
+    _print_rows(console, "Catalogue", ("entry", "decision"), [
+        (entry["name"], entry["text"]) for entry in described["catalogue"]
+    ])  # fmt: skip
+    _print_probabilities(console, described["probabilities"])
+
+
+def _meaning(name: str) -> str:
+    from rlmix.policy.signals import ENTRIES
+
+    kind, _, rest = name.partition("/")
+    named = {"used": f"share of the steps so far with {rest}", "last": f"1 if {rest} was chosen last"}
+    return ENTRIES.get(name) or named.get(kind, "")
+
+
+def _described(policy: LearnedPolicy) -> dict[str, Any]:
+    """Return everything that is shown, as JSON can hold it."""
+    ranges = zip(policy.observation_names, policy.low.tolist(), policy.high.tolist(), strict=True)
+    entries = zip(policy.catalogue.names, policy.catalogue.decisions, strict=True)
+    return {
+        "horizon": policy.horizon,
+        "card": dict(policy.card),
+        "observation": [{"name": name, "low": low, "high": high} for name, low, high in ranges],
+        "catalogue": [
+            {"name": name, "text": decision.text, "decision": decision.to_json()} for name, decision in entries
+        ],
+        "probabilities": _probabilities(policy),
+    }
+
+
+def _probabilities(policy: LearnedPolicy) -> list[dict[str, Any]]:
+    """Return the probability of each entry at each decision of an imagined training; see `_signals`."""
+    rows: list[dict[str, Any]] = []
+    chosen: list[int] = []
+    for number in range(policy.horizon):
+        observation = _signals(policy, number, chosen)
+        shares = policy.probabilities(observation.unsqueeze(0))[0].tolist()
+        chosen.append(policy.choose(observation))
+        entries = dict(zip(policy.catalogue.names, shares, strict=True))
+        rows.append({"progress": number / policy.horizon, "entries": entries})
+    return rows
+
+
+def _signals(policy: LearnedPolicy, number: int, chosen: Sequence[int]) -> Tensor:
+    """Return what the policy would see at a decision: float32 [D].
+
+    Time, learning rate and its own earlier choices are as they would be, every source is there, and all that depends
+    on the training is in the middle of its range.
+    """
+    import torch
+
+    progress = number / policy.horizon
+    known = {"time/progress": 2 * progress - 1, "time/lr": 0.5 * (1 + math.cos(math.pi * progress))}
+    decisions = [policy.catalogue.decisions[entry] for entry in chosen]
+    for method in policy.catalogue.methods:
+        shares = [decision.usage().get(method, 0.0) for decision in decisions]
+        known[f"used/{method}"] = sum(shares) / max(1, len(shares))
+    for entry, name in enumerate(policy.catalogue.names):
+        known[f"last/{name}"] = float(chosen[-1:] == [entry])
+    middle = ((policy.low + policy.high) / 2).tolist()
+    highest = policy.high.tolist()
+    return torch.tensor([
+        highest[place] if name.startswith("has/") else known.get(name, middle[place])
+        for place, name in enumerate(policy.observation_names)
+    ])  # fmt: skip
+
+
+def _print_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in pairs.items():
+        table.add_row(escape(name), escape(value if isinstance(value, str) else json.dumps(value)))
+    console.print(table)
+
+
+def _print_rows(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*header, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+def _print_probabilities(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line for each entry and a column for each decision, shaded by probability."""
+    header = ("entry", *(f"{row['progress']:.0%}" for row in rows))
+    table = Table(*header, title="Probability over the progress of a training", title_justify="left")
+    for name in rows[0]["entries"]:
+        table.add_row(escape(name), *(_shaded(row["entries"][name]) for row in rows))
+    console.print(table)
+
+
+def _shaded(share: float) -> str:
+    return f"[{_STYLES[min(int(share * len(_STYLES)), len(_STYLES) - 1)]}]{share:.0%}[/]"

@@ -1,0 +1,138 @@
+"""Paired evaluation on real, very short trainings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlmix.agents.agent import AbstractAgent
+from rlmix.agents.baselines.fixed import BestFixedPerBudget, BudgetLookup, BudgetRanges, FixedAgent
+from rlmix.agents.evaluate import evaluate
+from rlmix.envs import heldout
+from rlmix.envs.instances import Family, InstanceSet, Recipe
+from rlmix.envs.pool import Pool
+from rlmix.errors import InputError
+from rlmix.ops import rng
+from rlmix.policy.codec import catalogue
+
+CHEAP = catalogue("cheap")
+HORIZON = 4
+
+
+def tiny(part="heldout", count=3) -> InstanceSet:
+    family = Family(data="digits", total_steps={8: 1, 16: 1}, train_size=(100, 200), noise=(0.0, 0.4))
+    return Recipe(name="tiny", families=(family,), horizon=HORIZON).generate(part, count)
+
+
+def fixed(*names):
+    return {name: FixedAgent(name, CHEAP) for name in names}
+
+
+class Recorder(AbstractAgent):
+    """Chooses entry 1 always, and keeps what it was shown."""
+
+    def __init__(self):
+        self.shapes, self.feedback = [], []
+
+    def act(self, observations, mask=None):
+        self.shapes.append(tuple(observations.shape))
+        return torch.ones(len(observations), dtype=torch.int64)
+
+    def observe(self, feedback):
+        self.feedback.append(feedback)
+
+    def save(self, path):
+        raise NotImplementedError
+
+
+def test_accuracy_is_that_of_the_same_training_run_alone():
+    """Runs that share a block with others must be what they would be by themselves, with the key that is documented."""
+    instances = tiny()
+    report = evaluate(fixed("none", "cutmix-1"), instances, catalogue=CHEAP, replicates=2, seed=3)
+    assert [(run.instance, run.replicate, run.agent) for run in report.runs[:4]] == [
+        (instances.ids[0], 0, "none"),
+        (instances.ids[0], 0, "cutmix-1"),
+        (instances.ids[0], 1, "none"),
+        (instances.ids[0], 1, "cutmix-1"),
+    ]
+    instance = instances.instances[1]
+    (run,) = (run for run in report.of("cutmix-1") if (run.instance, run.replicate) == (instance.id, 1))
+    pool = Pool(instances, seeds=[0], catalogue=CHEAP, reward=None, masks=False)
+    pool.begin([instance], [rng.derive(3, rng.words(instance.id), 1)])
+    for _ in range(HORIZON):
+        pool.step([CHEAP.index("cutmix-1")])
+    images, labels = heldout.test_split(instance)
+    assert run.accuracy == pytest.approx(float((pool.predict(images)[0].argmax(1) == labels).double().mean()))
+    assert run.actions == ("cutmix-1",) * HORIZON
+    assert run.total_steps == instance.total_steps
+    assert run.epochs == pytest.approx(instance.total_steps * 32 / instance.train_size)
+
+
+def test_agents_of_equal_choices_get_equal_runs():
+    """Pairing: what differs between two agents' runs may only come from what they chose."""
+    report = evaluate({**fixed("mixup-1"), "recorder": Recorder(), "again": FixedAgent("mixup-1", CHEAP)}, tiny(),
+                      catalogue=CHEAP)  # fmt: skip
+    same = [replace(run, agent="") for run in report.of("mixup-1")]
+    assert [replace(run, agent="") for run in report.of("again")] == same
+    assert {run.actions for run in report.of("recorder")} == {("mixup-0.2",) * HORIZON}
+
+
+def test_report_does_not_depend_on_who_else_is_evaluated():
+    """Adding a baseline must not change the published numbers of the others."""
+    few = evaluate(fixed("none"), tiny(), catalogue=CHEAP)
+    many = evaluate(fixed("mixup-1", "none", "cutmix-1"), tiny(), catalogue=CHEAP)
+    assert few.runs == many.of("none")
+    assert evaluate(fixed("none"), tiny(), catalogue=CHEAP, seed=1).runs != few.runs
+
+
+def test_agents_are_shown_their_own_rows_and_told_what_followed():
+    """An agent that learns online needs the feedback of its own trainings, and no others."""
+    recorder = Recorder()
+    evaluate({**fixed("none"), "recorder": recorder}, tiny(count=2), catalogue=CHEAP)
+    # Two budgets, so two blocks of one training each.
+    assert len(recorder.shapes) == 2 * HORIZON
+    assert {shape[0] for shape in recorder.shapes} == {1}
+    assert [feedback.done for feedback in recorder.feedback] == [False, False, False, True] * 2
+    assert recorder.feedback[0].actions.tolist() == [1]
+
+
+def test_best_fixed_per_budget_trained_is_what_copied_runs_say():
+    """The report copies the runs of fixed agents instead of training again; both must be the same, bit for bit."""
+    lookup = BudgetLookup(ranges=BudgetRanges(measure="steps", bounds=(12.0,)), entries=("none", "cutmix-1"))
+    agent = BestFixedPerBudget(lookup=lookup, otherwise="none", catalogue=CHEAP)
+    report = evaluate({**fixed("none", "cutmix-1"), "trained": agent}, tiny(), catalogue=CHEAP)
+    copied = report.copied("copied", lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))
+    assert [replace(run, agent="") for run in copied.of("copied")] == [
+        replace(run, agent="") for run in report.of("trained")
+    ]
+
+
+def test_reward_split_measures_on_other_images_than_test(monkeypatch):
+    """Choosing between agents by test images would make the published test accuracy too good."""
+
+    def forbidden(*arguments):
+        raise AssertionError("test images were read")
+
+    # The function hides the module of its name, so its globals are reached through it.
+    monkeypatch.setitem(evaluate.__globals__, "test_split", forbidden)
+    report = evaluate(fixed("none"), tiny(), catalogue=CHEAP, split="reward")
+    assert all(0.0 < run.accuracy <= 1.0 for run in report.runs)
+    with pytest.raises(AssertionError, match="test images were read"):
+        evaluate(fixed("none"), tiny(), catalogue=CHEAP)
+
+
+def test_progress_counts_trainings():
+    """A bar that never fills looks like a hang."""
+    seen = []
+    evaluate(fixed("none", "mixup-1"), tiny(), catalogue=CHEAP, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (6, 6)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+@pytest.mark.parametrize(("agents", "replicates"), [({}, 1), (fixed("none"), 0)])
+def test_nothing_to_evaluate_is_an_error(agents, replicates):
+    """An empty report would fail later, in a statistic, with a message about shapes."""
+    with pytest.raises(InputError, match="needs agents and `replicates` of at least 1"):
+        evaluate(agents, tiny(), catalogue=CHEAP, replicates=replicates)

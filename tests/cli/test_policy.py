@@ -1,0 +1,75 @@
+"""`rlmix policy show`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlmix.cli.main import main
+from rlmix.policy import artifact
+from rlmix.policy.artifact import LearnedPolicy
+from rlmix.policy.codec import catalogue
+from rlmix.policy.network import PolicyNetwork
+
+READ = ("time/progress", "has/val", "used/cutmix", "last/cutmix-1", "loss/mean")
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["policy", "show", *map(str, arguments)])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A policy that turns from `none` to `cutmix-1` in the middle, if all else is as documented."""
+    entries = catalogue("cheap")
+    weight = torch.zeros(len(entries), len(READ))
+    bias = torch.full((len(entries),), -50.0)
+    # cutmix-1: positive from progress 0.5 on; a missing source (has/val 0) would switch it off.
+    weight[entries.index("cutmix-1")] = torch.tensor([40.0, 50.0, 0.0, 0.0, 0.0])
+    bias[entries.index("cutmix-1")] = -50.0 + 5.0
+    bias[entries.index("none")] = 0.0
+    # mixup-1 would win if the loss were anywhere but in the middle of its range, -1.
+    weight[entries.index("mixup-1"), READ.index("loss/mean")] = 60.0
+    low, high = torch.tensor([-1.0, 0.0, 0.0, 0.0, -2.0]), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    policy = LearnedPolicy(
+        network=PolicyNetwork(actor=((weight, bias),)), observation_names=READ, low=low, high=high, catalogue=entries,
+        horizon=4, card={"data": "digits", "decisions": 12288, "seeds": [1, 2]},
+    )  # fmt: skip
+    artifact.save(tmp_path / "policy", policy)
+    return tmp_path / "policy"
+
+
+def test_everything_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Card, observation with ranges and meaning, catalogue, behaviour."""
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run(folder) == 0
+    text = capsys.readouterr().out
+    for expected in ("digits", "12288", "[1, 2]", "2 t/T - 1", "-2.000", "cutmix(alpha=1.0)", "share of the steps"):
+        assert expected in text
+    row = next(line for line in text.splitlines() if line.startswith("│ cutmix-1") and "%" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["cutmix-1", "0%", "0%", "99%", "100%"]
+
+
+def test_json_holds_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For scripts; the shares of a decision sum to 1."""
+    assert run(folder, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["horizon"] == 4
+    assert shown["card"] == {"data": "digits", "decisions": 12288, "seeds": [1, 2]}
+    assert [entry["name"] for entry in shown["observation"]] == list(READ)
+    assert [entry["name"] for entry in shown["catalogue"]] == list(catalogue("cheap").names)
+    assert [row["progress"] for row in shown["probabilities"]] == [0.0, 0.25, 0.5, 0.75]
+    for row in shown["probabilities"]:
+        assert sum(row["entries"].values()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_damaged_policy_is_one_message(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in every command."""
+    (folder / "policy.safetensors").write_bytes(b"x")
+    assert run(folder) == 2
+    assert "damaged" in capsys.readouterr().err
