@@ -14,6 +14,7 @@ from rlmix.agents.agent import LearnedAgent as LearnedAgent
 from rlmix.agents.baselines.fixed import BestFixedPerBudget as BestFixedPerBudget
 from rlmix.agents.baselines.fixed import FixedAgent as FixedAgent
 from rlmix.agents.baselines.fixed import uniform_entry as uniform_entry
+from rlmix.agents.comparison import compare as compare
 from rlmix.agents.evaluate import evaluate as evaluate
 from rlmix.agents.ppo import PPOConfig as PPOConfig
 from rlmix.agents.ppo import train_ppo as train_ppo
@@ -31,6 +32,7 @@ __all__ = [
     "Report",
     "best_fixed",
     "best_fixed_per_budget",
+    "compare",
     "evaluate",
     "train_ppo",
     "uniform_entry",

@@ -12,7 +12,6 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
-from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor
 
 from rlmix._files import save_tree
@@ -100,9 +99,7 @@ class Keeper(BaseCallback):
         resumed: the checkpoint that the run goes on from, or an empty mapping.
     """
 
-    def __init__(
-        self, path: Path, identity: Mapping[str, Any], ranges: Ranges, resumed: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], ranges: Ranges, resumed: Mapping[str, Any]) -> None:
         super().__init__()
         self._path, self._identity, self._ranges, self._resumed = path, dict(identity), ranges, resumed
 
@@ -147,9 +144,10 @@ class Curves(BaseCallback):
         observations = torch.as_tensor(model.rollout_buffer.observations).clone()
         self._ranges.add(observations)
         with torch.no_grad():
-            distribution = cast(ActorCriticPolicy, model.policy).get_distribution(observations.flatten(0, 1))
+            distribution = model.policy.get_distribution(observations.flatten(0, 1))
             entries = cast(torch.distributions.Categorical, distribution.distribution).probs
-        self.probabilities = (entries.unflatten(0, observations.shape[:2]).mean(1).double() @ self._usage).float()
+        entries = entries.view(*observations.shape[:2], -1).mean(1)
+        self.probabilities = (entries.double() @ self._usage).float()
         for decision, row in enumerate(self.probabilities.tolist()):
             for method, probability in zip(self._methods, row, strict=True):
                 self.logger.record(f"policy/probability/{method}/{decision}", probability)

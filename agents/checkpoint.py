@@ -28,7 +28,7 @@ def borrowed_randomness() -> Iterator[None]:
     stable-baselines3 seeds and uses all three.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  (what is to be kept)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield

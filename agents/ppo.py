@@ -158,9 +158,7 @@ def train_ppo(
 
     def exported(model: PPO, statistics: Mapping[str, float]) -> LearnedPolicy:
         card = _card(config, training, model.num_timesteps, statistics)
-        return export(
-            model.policy, ranges=ranges, names=names, catalogue=actions, horizon=horizon, card=card
-        )
+        return export(model.policy, ranges=ranges, names=names, catalogue=actions, horizon=horizon, card=card)
 
     with borrowed_randomness(), Board(config.out, start=tree.get("timesteps", -1) + 1) as board:
         if not tree:
@@ -266,9 +264,7 @@ def _identity(config: PPOConfig, training: InstanceSet, actions: Catalogue) -> d
     return {**values, "observation": signals.OBSERVATION, **digests}
 
 
-def _card(
-    config: PPOConfig, training: InstanceSet, timesteps: int, statistics: Mapping[str, float]
-) -> dict[str, Any]:
+def _card(config: PPOConfig, training: InstanceSet, timesteps: int, statistics: Mapping[str, float]) -> dict[str, Any]:
     """Return where a policy comes from; it says the same for the same run at any place and time."""
     values = {name: value for name, value in asdict(config).items() if name not in ("out", "data_dir", "timesteps")}
     return {

@@ -159,8 +159,11 @@ class Report:
         Raises:
             UnknownNameError: no agent `to` was evaluated.
         """
-        caption = f"{self.instances}: {len({run.instance for run in self.runs})} instances, {len(self.of(to))} runs each"
-        table = Table(title=f"Accuracy ({self.split} images) and difference to {to}, in points [95 % interval]", caption=caption)
+        runs = self.of(to)
+        table = Table(
+            title=f"Accuracy ({self.split} images) and difference to {to}, in points [95 % interval]",
+            caption=f"{self.instances}: {len({run.instance for run in runs})} instances, {len(runs)} runs each",
+        )
         table.add_column("agent", no_wrap=True)
         for heading in ("accuracy", "mean difference", "IQM difference", "P(better)"):
             table.add_column(heading, justify="right")

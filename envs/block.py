@@ -25,8 +25,8 @@ from rlmix.policy.signals import Context, History, names, signals
 from rlmix.training.models import registry
 from rlmix.types import MixInputs
 
-# Mixes of so many pixels are drawn at once: the more steps a call covers, the less its overhead counts.
-_DRAWN_PIXELS = 2**21
+# Mixes of so many pixels are drawn at once: more share the overhead of a call, too many leave the cache.
+_DRAWN_PIXELS = 2**20
 _NOT_FINITE = "loss/not_finite"
 
 
@@ -121,9 +121,7 @@ class Block:
         alive: bool [N], which are still finite.
     """
 
-    def __init__(
-        self, library: Library, slots: Sequence[Slot], stack: Stack, history: History, alive: Tensor
-    ) -> None:
+    def __init__(self, library: Library, slots: Sequence[Slot], stack: Stack, history: History, alive: Tensor) -> None:
         self.slots = tuple(slots)
         self.stack, self.history, self.alive = stack, history, alive
         self._library, self._catalogue, self._device = library, library.catalogue, library.device
@@ -281,9 +279,7 @@ class Block:
     def _known(self) -> Context:
         """Return what observations know of the trainings before they begin."""
         instances = [slot.instance for slot in self.slots]
-        examples = [
-            float(slot.instance.train_size) if slot.visible.examples else torch.nan for slot in self.slots
-        ]
+        examples = [float(slot.instance.train_size) if slot.visible.examples else torch.nan for slot in self.slots]
         height, width = self._source.images.shape[2:]
         return Context.of(
             len(instances),

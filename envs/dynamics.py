@@ -46,7 +46,7 @@ class Source:
     """The training part of a data set.
 
     Args:
-        images: float32 [n, C, H, W] in [0, 1].
+        images: float32 [n, C, H, W], standardized.
         labels: int64 [n].
         num_classes: how many classes there are.
     """
@@ -96,14 +96,25 @@ class Visible:
 
 
 def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
-    """Load the training part of a data set.
+    """Load the training part of a data set, with each channel's mean 0 and standard deviation 1.
 
     Raises:
         DataError: the files are not there.
         UnknownNameError: neither a data set nor a folder.
     """
     arrays = data.load(name, data_dir)
-    return Source(arrays.train_images, arrays.train_labels, arrays.num_classes)
+    images = standardized(arrays.train_images, arrays.train_images)
+    return Source(images, arrays.train_labels, arrays.num_classes)
+
+
+def standardized(images: Tensor, training: Tensor) -> Tensor:
+    """Return images float32 [n, C, H, W] in the units of the training part's channels.
+
+    Networks learn several times as fast from such images, which is why everybody feeds them so; the mixes that win are
+    different ones where a training is too short to reach its data.
+    """
+    deviation, mean = torch.std_mean(training, (0, 2, 3), keepdim=True, correction=0)
+    return (images - mean) / deviation.clamp_min(1e-3)
 
 
 def split(instance: Instance, source: Source) -> Split:

@@ -6,6 +6,7 @@ import os
 
 from torch import Tensor
 
+from rlmix.envs.dynamics import standardized
 from rlmix.envs.instances import Instance
 from rlmix.training import data
 
@@ -21,13 +22,14 @@ def test_split(  # (no test, whatever its name looks like)
         data_dir: where data sets lie that are not part of a package.
 
     Returns:
-        float32 [m, C, H, W] in [0, 1], and their int64 [m] labels, free of the instance's noise.
+        float32 [m, C, H, W], standardized as the training part is, and their int64 [m] labels, free of the
+        instance's noise.
 
     Raises:
         DataError: the files are not there.
     """
     arrays = data.load(instance.data, data_dir)
-    return arrays.test_images, arrays.test_labels
+    return standardized(arrays.test_images, arrays.train_images), arrays.test_labels
 
 
 # pytest would take the name for a test wherever it is imported.

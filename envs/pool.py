@@ -167,9 +167,7 @@ class Pool:
             for instance, key in zip(instances, keys, strict=True)
         ]
         self._slots = tuple(slots)
-        self._blocks = [
-            (rows, Block.begin(self._library, [slots[row] for row in rows])) for rows in buckets(instances)
-        ]
+        self._blocks = [(rows, Block.begin(self._library, [slots[row] for row in rows])) for rows in buckets(instances)]
         self._decision, self._trace = 0, []
         return self._observe()
 
@@ -262,7 +260,7 @@ class Pool:
         """Go back to a snapshot, of this pool or of one with the same instances and catalogue.
 
         Raises:
-            CheckpointError: the snapshot is of another kind, set or catalogue.
+            CheckpointError: the snapshot is of another kind, set or catalogue, or damaged.
         """
         expected = {"schema": _SCHEMA, "instances": self._digest, "catalogue": self.catalogue.digest}
         for name, value in expected.items():
@@ -271,10 +269,13 @@ class Pool:
                     f"the snapshot has `{name}` {tree.get(name)!r}, expected {value!r}. Restore it into a pool with "
                     "the instances and the catalogue that it was taken from."
                 )
-        self._seeds, self._wave = tuple(tree["seeds"]), tree["wave"]
-        self._blocks = [(list(part["rows"]), Block.from_tree(self._library, part)) for part in tree["blocks"]]
-        self._decision, self._trace = tree["decision"], [tuple(chosen) for chosen in tree["trace"]]
-        self._slots = _slots_of(self._blocks)
+        try:
+            blocks = [(list(part["rows"]), Block.from_tree(self._library, part)) for part in tree["blocks"]]
+            self._seeds, self._wave, self._decision = tuple(tree["seeds"]), tree["wave"], tree["decision"]
+            self._trace = [tuple(chosen) for chosen in tree["trace"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the snapshot is damaged ({error!r}).") from error
+        self._blocks, self._slots = blocks, _slots_of(blocks)
 
     def fork(self, rows: Sequence[int], *, rekey: bool = False) -> Pool:
         """Return a pool that goes on from copies of some slots.
@@ -304,7 +305,7 @@ class Pool:
                 child._blocks.append((places, picked))
         child._slots = tuple(slots)
         child._trace = [tuple(chosen[row] for row in rows) for chosen in self._trace]
-        # For the waves that follow; of a slot named twice, both would go the same way, unless they get seeds.
+        # For the waves that follow: copies of one slot go the same way then, until they get other seeds.
         child._seeds = tuple(self._seeds[row] if row < len(self._seeds) else row for row in rows)
         return child
 

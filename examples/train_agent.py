@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from rlmix.agents import FixedAgent, LearnedAgent, PPOConfig, evaluate, train_ppo, uniform_entry
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("--instances", type=int, default=24, help="trainings to evaluate on")
     parser.add_argument("--out", default="runs/example")
     arguments = parser.parse_args()
+    # The classifiers are so small that sharing their work out costs more than the work.
+    torch.set_num_threads(1)
 
     actions = catalogue("cheap")
     wave = arguments.actors * digits_set("train").horizon

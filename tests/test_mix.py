@@ -92,7 +92,8 @@ BAD = {
         "no saliency map of the batch has a finite value above zero",
     ),
     "saliency of another batch": (
-        IMAGES, LABELS, {"method": "rmix", "saliency": torch.rand(5, 8, 8)}, r"`saliency` must be \[B, h, w\] with B = 4",
+        IMAGES, LABELS, {"method": "rmix", "saliency": torch.rand(5, 8, 8)},
+        r"`saliency` must be \[B, h, w\] with B = 4",
     ),
     "small image": (IMAGES[:, :, :3], LABELS, {"method": "rmix", "saliency": torch.rand(4, 8, 8)}, "at least 4 pixels"),
     "no generator": (IMAGES, LABELS, {"generator": None}, "`generator` must be a CPU torch.Generator, got None"),

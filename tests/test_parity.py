@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ def sensitive_policy(seed: int) -> LearnedPolicy:
         widths = (len(observed), 64, 64, outputs)
         return tuple(
             (torch.randn(after, before, generator=generator) * 2 / before**0.5, torch.zeros(after))
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in itertools.pairwise(widths)
         )
 
     return LearnedPolicy(

@@ -54,7 +54,7 @@ def test_an_image_paired_with_itself_counts_as_its_own() -> None:
 @pytest.mark.parametrize("size", [(8, 8), (7, 10)])
 def test_joined_plans_do_what_each_part_does_alone(size: tuple[int, int]) -> None:
     """Methods with windows, grids of 4 and 2, no partner at all, and partners by cell, in one batch."""
-    images, _, inputs = batch_of(6, size)
+    _, _, inputs = batch_of(6, size)
     parts = []
     expected = torch.zeros(30, 3, *size)
     targets = torch.zeros(30, 30)

@@ -44,7 +44,7 @@ Examples:
 
 - `rlmix agent evaluate --policy runs/agent/policy --out runs/evaluation` writes every run beside the table
 
-- `rlmix agent evaluate --policy runs/agent/policy --instances configs/instances/digits.yaml --replicates 3` names the set
+- `rlmix agent evaluate --policy runs/agent/policy --instances configs/instances/digits.yaml` names the set
 """
 
 # Threads cost small trainings more than they bring, and with one the result does not depend on the machine's cores.
@@ -118,7 +118,7 @@ def evaluate(
 ) -> None:
     """Compare a policy with none, every fixed method, best fixed, best fixed per budget and uniform random.
 
-    All agents train the same classifiers on the same batches. The best fixed methods are chosen on validation instances.
+    All agents train the same classifiers on the same batches; the best fixed ones are chosen on validation instances.
     """
     from rlmix._files import writable_folder, write_text
     from rlmix.agents.baselines.fixed import uniform_entry
@@ -223,4 +223,6 @@ def _print_report(report: Report, reference: str, folder: Path | None) -> None:
     # In a file nothing has to fit a screen.
     console.print(report.table(reference), width=None if console.is_terminal else 120)
     if folder is not None:
-        console.print(f"Every run: {escape(str(folder / RUNS))}\nReport: {escape(str(folder / REPORT))}", highlight=False)
+        console.print(
+            f"Every run: {escape(str(folder / RUNS))}\nReport: {escape(str(folder / REPORT))}", highlight=False
+        )

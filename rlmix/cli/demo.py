@@ -124,9 +124,9 @@ def _announce(console: Console, amounts: Amounts, entries: int, folder: Path) ->
     trainings = amounts.actors * amounts.waves
     console.print(
         f"[bold]rlmix demo[/]: an agent learns to choose mixing augmentation on {trainings} small trainings of "
-        f"scikit-learn's digits ({amounts.waves} waves of {amounts.actors}); it chooses one of {entries} ways of mixing "
-        f"8 times in each. Meanwhile a second process trains {entries} fixed methods on {amounts.validation} validation "
-        f"and {amounts.heldout} held-out instances. Results go to `{folder}`.",
+        f"scikit-learn's digits ({amounts.waves} waves of {amounts.actors}); it chooses one of {entries} ways of "
+        f"mixing 8 times in each. Meanwhile a second process trains {entries} fixed methods on {amounts.validation} "
+        f"validation and {amounts.heldout} held-out instances. Results go to `{folder}`.",
         highlight=False,
     )
 
@@ -276,20 +276,21 @@ def _deploy(
         folder / "agent" / "policy", num_classes=source.num_classes, total_steps=instance.total_steps, seed=key,
         num_examples=instance.train_size, validation=(source.images[split.validation_rows], split.validation_labels),
     )  # fmt: skip
+    (darkest, brightest), classes = source.images.aminmax(), [str(label) for label in range(source.num_classes)]
     with Board(folder / "deployed") as board:
         for step, rows in enumerate(dynamics.batch_rows(instance, key)):
             mixed, targets = mixer(images[rows], labels[rows], model=model)
             loss = functional.cross_entropy(model(mixed), targets)
             optimizer.param_groups[0]["lr"] = rates[step]
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             mixer.observe(loss=loss, lr=rates[step])
             board.scalars(step, {"train/loss": float(loss.detach()), "train/lr": rates[step]})
             if mixer.decisions[-1][0] == step and mixer.decision is not None:
                 board.text(step, "policy/decision", mixer.decision.text)
                 board.scalars(step, {f"policy/{name}": share for name, share in (mixer.probabilities or {}).items()})
-                board.mixed(step, mixed, targets, [str(label) for label in range(source.num_classes)])
+                board.mixed(step, (mixed - darkest) / (brightest - darkest), targets, classes)
     test_images, test_labels = test_split(instance)
     with torch.no_grad():
         accuracy = float((model(test_images).argmax(1) == test_labels).double().mean())
@@ -457,16 +458,17 @@ def _gallery(policy: LearnedPolicy, heldout: InstanceSet) -> bytes:
     import torch
 
     from rlmix._apply import apply
-    from rlmix.envs import dynamics
     from rlmix.monitor.figures import mixed_figure, png
     from rlmix.ops.rng import Streams
+    from rlmix.training import data
     from rlmix.types import MixInputs
 
-    source = dynamics.load_source(heldout.instances[0].data)
+    source = data.load(heldout.instances[0].data)
     # The same three digits for every entry, two entries a row; brightness stands in for saliency.
-    rows = torch.stack([(source.labels == label).nonzero()[0, 0] for label in (0, 3, 6)])
-    images, labels = source.images[rows], source.labels[rows]
-    inputs = MixInputs(3, *images.shape[2:], saliency=images.mean(1), partners=torch.tensor([1, 2, 0]))
+    rows = torch.stack([(source.train_labels == label).nonzero()[0, 0] for label in (0, 3, 6)])
+    images, labels = source.train_images[rows], source.train_labels[rows]
+    height, width = images.shape[2:]
+    inputs = MixInputs(3, height, width, saliency=images.mean(1), partners=torch.tensor([1, 2, 0]))
     mixed, targets, titles = [images], [torch.eye(source.num_classes)[labels]], ["original"] * 3
     for name, decision in zip(policy.catalogue.names, policy.catalogue.decisions, strict=True):
         if decision.method in ("none", "uniform"):

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlmix._files import load_tree
 from rlmix.agents.ppo import CHECKPOINT, PPOConfig, train_ppo
 from rlmix.envs.instances import Family, Recipe
-from rlmix.errors import CheckpointError, EnvError, OutputError
+from rlmix.errors import CheckpointError, OutputError
 from rlmix.policy.artifact import load
 from rlmix.training.config import load_config
 
@@ -88,8 +88,8 @@ def test_one_run_in_tensorboard_with_all_curves_and_figures(finished):
     assert expected <= set(tags["scalars"])
     assert {"policy/probabilities", "mixed/entries"} <= set(tags["images"])
     for decision in range(HORIZON):
-        shares = [events.Scalars(f"policy/probability/{name}/{decision}")[-1].value for name in ("none", "mixup", "cutmix")]
-        assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+        tags = [f"policy/probability/{name}/{decision}" for name in ("none", "mixup", "cutmix")]
+        assert sum(events.Scalars(tag)[-1].value for tag in tags) == pytest.approx(1.0, abs=1e-5)
     steps = [event.step for event in events.Scalars("train/loss")]
     assert steps == [ACTORS * HORIZON * wave for wave in range(1, WAVES + 1)]
     assert {"_hparams_/session_start_info", "_hparams_/experiment"} <= set(events.summary_metadata)

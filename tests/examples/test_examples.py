@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def test_every_example_is_tried() -> None:
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     """A reader's first contact with the library must not be a traceback."""
     arguments = [sys.executable, str(ROOT / "examples" / name), *ARGUMENTS[name]]
-    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    # Threads of several processes at once only get in each other's way.
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(arguments, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
