@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Figures are drawn into files, also where a display exists; must be set before matplotlib is imported.
@@ -28,3 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def project() -> Path:
     """The folder that holds pyproject.toml."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reference_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the references that environments compute out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLMIX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -64,7 +64,7 @@ class Amounts:
     waves: int = 24
 
 
-QUICK = Amounts(train=16, validation=8, heldout=8, actors=8, waves=2)
+QUICK = Amounts(train=8, validation=4, heldout=8, actors=4, waves=2)
 
 
 def demo(

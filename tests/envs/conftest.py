@@ -1,11 +1,10 @@
-"""Small training problems, and a cache of references that does not touch the user's."""
+"""Small training problems."""
 
 from __future__ import annotations
 
 import pytest
 
 from rlmix.envs.instances import Instance, InstanceSet
-from rlmix.envs.reference import CACHE_VARIABLE
 
 
 def make_instance(name: str, **changes) -> Instance:
@@ -35,11 +34,3 @@ def tiny() -> InstanceSet:
     short = [make_instance(f"short-{index}", train_size=60 + 40 * index) for index in range(4)]
     long = [make_instance(f"long-{index}", total_steps=16, noise=0.1 * index) for index in range(3)]
     return InstanceSet("tiny", (*short, *long), 4)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory):
-    """Keep references computed here out of the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-        yield
