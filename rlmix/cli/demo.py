@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 import typer
 
@@ -175,8 +175,9 @@ def _run(
             listen()
 
         checkpoint = folder / "agent" / CHECKPOINT
+        training, validation = digits_set("train", amounts.train), digits_set("validation", amounts.validation)
         train_ppo(
-            config, instances=digits_set("train", amounts.train), progress=decided, resume=checkpoint.exists()
+            config, instances=training, validation=validation, progress=decided, resume=checkpoint.exists()
         )  # fmt: skip
         # Compared is what was saved: the policy is read from its directory, as any user would.
         policy = load(folder / "agent" / "policy")
@@ -223,15 +224,16 @@ def _baselines(messages: Queue[Any], amounts: Amounts, seed: int, catalogue: str
     entries = find_catalogue(catalogue)
     agents = {name: FixedAgent(name, entries) for name in entries.names}
 
-    def measure(instances: InstanceSet, name: str) -> Report:
+    def measure(instances: InstanceSet, name: str, split: Literal["test", "reward"]) -> Report:
         def progress(done: int, total: int) -> None:
             messages.put((name, done, total))
 
-        return evaluate(agents, instances, catalogue=entries, seed=seed, progress=progress)
+        return evaluate(agents, instances, catalogue=entries, seed=seed, split=split, progress=progress)
 
     try:
-        validated = measure(digits_set("validation", amounts.validation), _BARS[2])
-        messages.put((validated, measure(digits_set("heldout", amounts.heldout), _BARS[3])))
+        # What is best on validation instances is chosen without a look at test images.
+        validated = measure(digits_set("validation", amounts.validation), _BARS[2], "reward")
+        messages.put((validated, measure(digits_set("heldout", amounts.heldout), _BARS[3], "test")))
     except RlmixError as error:
         messages.put(error)
 
