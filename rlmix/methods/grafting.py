@@ -16,7 +16,8 @@ from rlmix.methods.method import (
     check_range,
     pair,
     per_row,
-    usable_saliency,
+    saliency_of,
+    usable,
 )
 from rlmix.ops import grid, rng
 from rlmix.ops.quantile import row_quantile
@@ -92,14 +93,14 @@ class Grafting(AbstractMethod):
             raise MethodError(f"`grid` must be a whole number of at least 1 or None, got {self.grid!r}.")
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
-        maps = usable_saliency(inputs)
+        maps = saliency_of(inputs)
         sides = (self.grid, self.grid) if self.grid else (min(maps.shape[1], 7), min(maps.shape[2], 7))
         if inputs.height < sides[0] or inputs.width < sides[1]:
             raise InputError(
                 f"the grid of {sides[0]}x{sides[1]} cells is finer than the image of {inputs.height}x{inputs.width}. "
                 f"Give a smaller `grid`, for example grid={min(inputs.size)}."
             )
-        cells = grid.pool(maps, sides).flatten(1)
+        cells = usable(grid.pool(maps, sides)).flatten(1)
         partners = pair(inputs, streams)
         rate = rng.beta(streams.values, rng.RATE, (inputs.group_size,), per_row(self.alpha, inputs))
         rate = rate.flatten() if self.rate is None else _column(self.rate, cells).expand(inputs.batch_size, 1).flatten()

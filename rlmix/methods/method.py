@@ -165,16 +165,21 @@ def rows_of(drawn: Tensor, inputs: MixInputs) -> Tensor:
     return drawn.expand(inputs.groups, inputs.group_size).reshape(-1)
 
 
-def usable_saliency(inputs: MixInputs) -> Tensor:
-    """Return the maps as float32 [B, h, w]; a map that is not finite or nowhere above 0 counts as uniform.
-
-    So one saturated image cannot stop a training.
-    """
+def saliency_of(inputs: MixInputs) -> Tensor:
+    """Return the maps that were given, as float32 [B, h, w]."""
     if inputs.saliency is None:
         raise InputError("saliency maps are needed. Give `saliency=` [B, h, w].")
-    maps = inputs.saliency.float()
-    total = maps.sum((1, 2), keepdim=True)
-    return torch.where(torch.isfinite(total) & (total > 0), maps, torch.ones_like(maps))
+    return inputs.saliency.float()
+
+
+def usable(cells: Tensor) -> Tensor:
+    """Return saliency [B, h, w] in which a map that is not finite or nowhere above 0 has become uniform.
+
+    So one saturated image cannot stop a training. On a pooled map this says the same and costs little: a value that is
+    not finite survives the mean.
+    """
+    total = cells.sum((1, 2), keepdim=True)
+    return cells.masked_fill(~(torch.isfinite(total) & (total > 0)), 1.0)
 
 
 def by_group(

@@ -20,7 +20,8 @@ from rlmix.methods.method import (
     pair,
     per_row,
     rows_of,
-    usable_saliency,
+    saliency_of,
+    usable,
 )
 from rlmix.ops import grid, rng
 from rlmix.ops.quantile import row_quantile
@@ -97,7 +98,7 @@ class RMix(AbstractMethod):
     def _plan_on(self, side: int, inputs: MixInputs, streams: rng.Streams, rows: Tensor | None) -> MixPlan:
         alpha = _select(self.alpha, rows)
         threshold = None if self.threshold is None else _select(self.threshold, rows)
-        cells = grid.pool(usable_saliency(inputs), (side, side))
+        cells = usable(grid.pool(saliency_of(inputs), (side, side)))
         if threshold is None:
             steps = rng.integers(streams.values, rng.LEVEL, (inputs.group_size,), LEVELS).flatten()
             levels = steps.float() * (HIGHEST_LEVEL / (LEVELS - 1))
@@ -109,7 +110,8 @@ class RMix(AbstractMethod):
         lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), drawn), inputs)
         partners = pair(inputs, streams)
         theirs = salient.index_select(0, partners)
-        share = torch.where(salient == theirs, 1.0 - lam.view(-1, 1, 1), theirs)
+        # What torch.where would say, without its branch in every cell; a weight of 0 or 1 gives the very end.
+        share = torch.lerp(theirs, 1.0 - lam.view(-1, 1, 1), (salient == theirs).float())
         return MixPlan(
             size=inputs.size,
             partners=partners.unsqueeze(1),

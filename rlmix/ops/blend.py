@@ -14,7 +14,7 @@ from rlmix.ops import grid
 
 # Above this size the batch is worked on in parts: the weights and the gathered partners of one part stay in the cache.
 _CHUNKED_BYTES = 8 * 2**20
-_CHUNKS = 8
+_CHUNKS = 16
 
 Window = tuple[Tensor, Tensor]
 
@@ -62,20 +62,19 @@ def partner_weights(shares: Tensor, window: Window | None, size: tuple[int, int]
     return visible.unsqueeze(1) * grid.expand(shares.float(), size)
 
 
-def _own_weight(shares: Tensor, window: Window | None, images: Tensor) -> Tensor:
-    """Return 1 - W_1 as [B, 1, 1 or H, 1 or W] in the images' dtype, for shares [B, h, w] of a single partner."""
-    height, width = images.shape[-2:]
+def _partner_weight(shares: Tensor, window: Window | None, images: Tensor) -> Tensor:
+    """Return W_1 as [B or 1, 1, 1 or H, 1 or W] in the images' dtype, for shares [B or 1, h, w] of a single partner."""
     shares = shares.float()
-    if window is None:
-        if shares.shape[-2:] != (1, 1):
-            shares = grid.expand(shares, (height, width))
-        return torch.rsub(shares, 1.0).to(images.dtype).unsqueeze(1)
-    rows, columns = window
-    if shares.shape[-2:] == (1, 1):
-        partner = (rows * shares[:, :, 0]).unsqueeze(2) * columns.unsqueeze(1)
-    else:
-        partner = rows.unsqueeze(2) * columns.unsqueeze(1) * grid.expand(shares, (height, width))
-    return torch.rsub(partner, 1.0).to(images.dtype).unsqueeze(1)
+    if shares.shape[-2:] != (1, 1):
+        shares = grid.expand(shares, (images.shape[2], images.shape[3]))
+    if window is not None:
+        rows, columns = window
+        # Whichever factor is smaller is multiplied first, so that only one product has the size of the images.
+        if shares.shape[-2:] == (1, 1):
+            shares = (rows * shares[:, :, 0]).unsqueeze(2) * columns.unsqueeze(1)
+        else:
+            shares = rows.unsqueeze(2) * columns.unsqueeze(1) * shares
+    return shares.to(images.dtype).unsqueeze(1)
 
 
 def _take(images: Tensor, index: Tensor) -> Tensor:
@@ -90,9 +89,12 @@ def _take(images: Tensor, index: Tensor) -> Tensor:
 
 
 def _blend_pairs(images: Tensor, partners: Tensor, shares: Tensor, window: Window | None) -> Tensor:
-    """Blend with one partner: gather it into the output, then one lerp in place towards the image itself."""
-    if images.numel() * images.element_size() <= _CHUNKED_BYTES or images.requires_grad or images.is_cuda:
-        return _take(images, partners).lerp_(images, _own_weight(shares, window, images))
+    """Blend with one partner: gather it into the output, then one lerp from the image itself towards it."""
+    if images.requires_grad:
+        return torch.lerp(images, _take(images, partners), _partner_weight(shares, window, images))
+    if images.numel() * images.element_size() <= _CHUNKED_BYTES or images.is_cuda:
+        theirs = _take(images, partners)
+        return torch.lerp(images, theirs, _partner_weight(shares, window, images), out=theirs)
     mixed = torch.empty_like(images)
     step = -(-images.shape[0] // _CHUNKS)
     for first in range(0, images.shape[0], step):
@@ -100,11 +102,12 @@ def _blend_pairs(images: Tensor, partners: Tensor, shares: Tensor, window: Windo
         # One mask for the whole batch has a leading 1 and serves every part.
         cells = shares if shares.shape[0] == 1 else shares[part]
         seen = None if window is None else (window[0][part], window[1][part])
+        theirs = mixed[part]
         if images.is_contiguous():
-            torch.index_select(images, 0, partners[part], out=mixed[part])
+            torch.index_select(images, 0, partners[part], out=theirs)
         else:
-            mixed[part] = _take(images, partners[part])
-        mixed[part].lerp_(images[part], _own_weight(cells, seen, images))
+            theirs.copy_(_take(images, partners[part]))
+        torch.lerp(images[part], theirs, _partner_weight(cells, seen, images), out=theirs)
     return mixed
 
 

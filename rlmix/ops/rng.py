@@ -39,8 +39,6 @@ _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 _MASK64 = (1 << 64) - 1
 _MASK63 = (1 << 63) - 1
-# Marsaglia and Tsang's test accepts at least 95 % of the candidates, so all of four fail in 5e-6 of the draws.
-_GAMMA_ROUNDS = 4
 
 
 def _signed(word: int) -> int:
@@ -188,34 +186,13 @@ def normal(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     return (torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)).float()
 
 
-def _log_gamma_variate(numbers: Tensor, alpha: Tensor) -> Tensor:
-    """Return the logarithm of Gamma(alpha) variates.
-
-    Marsaglia and Tsang 2000 (https://doi.org/10.1145/358407.358414) at alpha + 1, brought down to alpha by
-    Gamma(alpha) = Gamma(alpha + 1) * U**(1/alpha). The first accepted of a fixed number of candidates is taken.
-
-    Args:
-        numbers: float64 [..., 3 * rounds + 1] uniform in (0, 1).
-        alpha: float64 [...], above 0.
-    """
-    boost = numbers[..., 0]
-    candidates = numbers[..., 1:].reshape(*boost.shape, _GAMMA_ROUNDS, 3)
-    radius, angle, test = candidates.unbind(-1)
-    normals = torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
-    scale = (alpha + (1.0 - 1.0 / 3.0)).unsqueeze(-1)
-    cubes = (1.0 + normals / torch.sqrt(9.0 * scale)) ** 3
-    logs = torch.log(cubes.clamp_min(1e-300))
-    accepted = (cubes > 0) & (torch.log(test) < 0.5 * normals**2 + scale * (1.0 - cubes + logs))
-    first = accepted.to(torch.int8).argmax(-1, keepdim=True)
-    chosen = logs.gather(-1, first).squeeze(-1).masked_fill(~accepted.any(-1), 0.0)
-    return torch.log(scale.squeeze(-1)) + chosen + torch.log(boost) / alpha
-
-
 def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tensor) -> Tensor:
     """Return Beta(alpha, alpha) variates, float32 [G, *shape] in [0, 1].
 
-    The ratio of two Gamma variates is formed in log space: for a small alpha both are often below the smallest
-    float64, and their quotient would be 0/0.
+    Student's t with 2 * alpha degrees of freedom in polar form (Bailey 1994,
+    https://doi.org/10.1090/S0025-5718-1994-1219702-8), brought to [0, 1]: exact for every alpha, and nothing is
+    rejected. With r = t / sqrt(2 * alpha) the variate is (1 + r / sqrt(1 + r**2)) / 2; its smaller side is written as a
+    quotient, because for a small alpha the difference would be rounded to 0.
 
     Args:
         keys: int64 [G].
@@ -223,10 +200,12 @@ def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tens
         shape: shape for each key.
         alpha: above 0; a float or a tensor that broadcasts to [G, *shape].
     """
-    numbers = _uniform64(keys, purpose, (*shape, 2, 3 * _GAMMA_ROUNDS + 1))
-    concentration = on_device(alpha, torch.float64, keys.device).expand(keys.shape[0], *shape)
-    variates = _log_gamma_variate(numbers, concentration.unsqueeze(-1).expand(*concentration.shape, 2))
-    return torch.sigmoid(variates[..., 0] - variates[..., 1]).float()
+    radius, angle = _uniform64(keys, purpose, (*shape, 2)).unbind(-1)
+    concentration = alpha.to(keys.device, torch.float64) if isinstance(alpha, Tensor) else alpha
+    ratio = torch.sqrt(torch.expm1(torch.log(radius) / -concentration)) * torch.cos(2.0 * math.pi * angle)
+    length = torch.hypot(ratio, torch.ones_like(ratio))
+    smaller = 0.5 / (length * (length + ratio.abs()))
+    return torch.where(ratio < 0, smaller, 1.0 - smaller).float()
 
 
 def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
