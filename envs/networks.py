@@ -118,8 +118,8 @@ class Stack:
         losses = losses.detach()
         finite = alive & torch.isfinite(losses)
         if not bool(finite.all()):
-            gradients = [torch.where(_like(finite, value), value, 0.0) for value in gradients]
-            rates = torch.where(finite, rates, 0.0)
+            gradients = [value.masked_fill(~_like(finite, value), 0.0) for value in gradients]
+            rates = rates.masked_fill(~finite, 0.0)
             for value in self.momentum.values():
                 value.masked_fill_(~_like(finite, value), 0.0)
         with torch.no_grad():

@@ -351,7 +351,7 @@ class Pool:
             reference = self._references.of([slot.instance for slot in self._slots]).to(scores.score.device)
             alive = _joined([(rows, block.alive) for rows, block in self._blocks], len(self._slots))
             info["score_uniform"] = reference
-            info["score_norm"] = torch.where(alive, relative(scores.score, reference), -LIMIT)
+            info["score_norm"] = relative(scores.score, reference).masked_fill(~alive, -LIMIT)
             info["is_success"] = alive & (scores.score > reference)
         return info
 

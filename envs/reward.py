@@ -51,8 +51,8 @@ def measure(logits: Tensor, labels: Tensor) -> Scores:
     usable = torch.isfinite(logits).flatten(-2).all(-1)
     accuracy = (logits.argmax(-1) == labels).double().mean(-1)
     ts_nll, _ = temperature_scaled_nll(logits, labels)
-    accuracy = torch.where(usable, accuracy, 0.0)
-    ts_nll = torch.where(usable, ts_nll, log_classes)
+    accuracy = accuracy.masked_fill(~usable, 0.0)
+    ts_nll = ts_nll.masked_fill(~usable, log_classes)
     return Scores(accuracy + CALIBRATION * (1.0 - ts_nll / log_classes), accuracy, ts_nll)
 
 

@@ -39,6 +39,7 @@ _BARS = (
 )  # fmt: skip
 
 RESULT = "result.json"
+INTERRUPTED = 130
 LEARNED = "learned policy"
 BEST = "best fixed (validation)"
 BEST_PER_BUDGET = "best fixed per budget"
@@ -99,12 +100,16 @@ def demo(
         _announce(console, amounts, len(entries), folder)
         policy, validated, compared = _run(console, amounts, folder, seed, catalogue)
         _deploy(console, folder, policy, heldout, seed, compared)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. What was learned is kept in `{folder}`: the same command goes on from the last wave.")
+        raise typer.Exit(INTERRUPTED) from None
     finally:
         torch.set_num_threads(threads)
     result = _result(validated, compared, amounts, seed, catalogue, time.monotonic() - started)
     write_text(folder / "runs.csv", compared.csv())
-    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
     _write_report(folder, policy, compared, heldout, result)
+    # Last, because a folder that has it counts as finished.
+    write_text(folder / RESULT, json.dumps(result, indent=2) + "\n")
     if json_:
         typer.echo(json.dumps(result))
     else:
@@ -213,6 +218,8 @@ def _listen(
 
 def _baselines(messages: Queue[Any], amounts: Amounts, seed: int, catalogue: str) -> None:
     """Train every entry of the catalogue, on validation and on held-out instances (in the second process)."""
+    import signal
+
     import torch
 
     from rlmix.agents.baselines.fixed import FixedAgent
@@ -220,6 +227,8 @@ def _baselines(messages: Queue[Any], amounts: Amounts, seed: int, catalogue: str
     from rlmix.envs.instances import digits_set
     from rlmix.policy.codec import catalogue as find_catalogue
 
+    # Ctrl-C reaches both processes; the first one says so, and this one ends with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     entries = find_catalogue(catalogue)
     agents = {name: FixedAgent(name, entries) for name in entries.names}

@@ -23,9 +23,9 @@ app = typer.Typer(help="Look at learned policies.", rich_markup_mode="markdown",
 _EXAMPLES = """
 Examples:
 
-- `rlmix policy show runs/demo/policy`
+- `rlmix policy show runs/demo/agent/policy`
 
-- `rlmix policy show runs/demo/policy --json`
+- `rlmix policy show runs/demo/agent/policy --json`
 """
 # From improbable to certain.
 _STYLES = ("dim", "default", "bold", "bold reverse")

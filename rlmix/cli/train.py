@@ -30,7 +30,7 @@ Examples:
 
 - `rlmix train --data digits --method cutmix`
 
-- `rlmix train --data digits --model mlp --policy runs/demo/policy --out runs/digits`
+- `rlmix train --data digits --model mlp --policy runs/demo/agent/policy --out runs/digits`
 
 - `rlmix train --data cifar100 --data-dir data --model resnet18 --method mixup --param alpha=0.2 --epochs 100`
 
