@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 import torch
 
@@ -87,6 +88,29 @@ def compare(
         device=device,
         progress=count_from(chosen),
     )
-    single, lookup = best_fixed(selection, catalogue.names), best_fixed_per_budget(selection, catalogue.names)
-    report = report.copied(BEST_FIXED, lambda run: single)
-    return report.copied(BEST_PER_BUDGET, lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))
+    return with_best_fixed(report, selection, catalogue.names)
+
+
+def with_best_fixed(
+    report: Report,
+    selection: Report,
+    entries: Collection[str],
+    *,
+    single: str = BEST_FIXED,
+    per_budget: str = BEST_PER_BUDGET,
+) -> Report:
+    """Return `report` with the fixed agents that `selection` would have chosen, overall and for each budget.
+
+    Args:
+        report: has a run of every fixed agent.
+        selection: an evaluation of the fixed agents on validation instances.
+        entries: names of the fixed agents.
+        single: what the best one overall is called.
+        per_budget: what the best one of each budget is called.
+
+    Raises:
+        InputError: none of `entries` was evaluated.
+    """
+    best, lookup = best_fixed(selection, entries), best_fixed_per_budget(selection, entries)
+    report = report.copied(single, lambda run: best)
+    return report.copied(per_budget, lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))

@@ -97,9 +97,10 @@ def evaluate(
         device=device,
     )
     finished: dict[_Job, Run] = {}
+    tests: dict[str, tuple[Tensor, Tensor]] = {}
     for block in _blocks(jobs):
         actions = _train(agents, block, pool)
-        scores = pool.scores() if split == "reward" else _test_scores(pool, block[0].instance, data_dir)
+        scores = pool.scores() if split == "reward" else _test_scores(pool, block[0].instance, data_dir, tests)
         finished.update(zip(block, _runs(block, catalogue, actions, scores), strict=True))
         if progress is not None:
             progress(len(finished), len(jobs))
@@ -145,9 +146,16 @@ def _train(agents: Mapping[str, AbstractAgent], block: Sequence[_Job], pool: Poo
     return torch.stack(trace, dim=1)
 
 
-def _test_scores(pool: Pool, instance: Instance, data_dir: str | os.PathLike[str] | None) -> Scores:
-    """Measure the pool's classifiers on the test images of their common data set."""
-    images, labels = test_split(instance, data_dir)
+def _test_scores(
+    pool: Pool,
+    instance: Instance,
+    data_dir: str | os.PathLike[str] | None,
+    tests: dict[str, tuple[Tensor, Tensor]],
+) -> Scores:
+    """Measure the pool's classifiers on the test images of their common data set; `tests` keeps what was loaded."""
+    if instance.data not in tests:
+        tests[instance.data] = test_split(instance, data_dir)
+    images, labels = tests[instance.data]
     # Every classifier's rows then begin at the same alignment in memory, which the last bits of a product depend on.
     count = len(images)
     padded = torch.arange(count + -count % _ALIGNED) % count

@@ -20,6 +20,7 @@ from rlmix.methods.grouped import plan_groups
 from rlmix.methods.method import AbstractMethod
 from rlmix.ops.rng import Streams
 from rlmix.policy.codec import Catalogue
+from rlmix.policy.controller import mixing_key
 from rlmix.policy.probe import PROBE_EXAMPLES
 from rlmix.policy.signals import Context, History, names, signals
 from rlmix.training.models import registry
@@ -253,7 +254,7 @@ class Block:
         salient: dict[int, list[_Mix]] = {step: [] for step in steps}
         for step in steps:
             for slot, chosen in enumerate(methods):
-                method, key = chosen.settle(dynamics.mixing_key(self.slots[slot].key, step))
+                method, key = chosen.settle(mixing_key(self.slots[slot].key, step))
                 (salient[step] if method.needs_saliency else plain).append(_Mix(step, slot, method, key))
         return plain, salient
 

@@ -28,7 +28,7 @@ REWARD = 250
 MENU = 4
 
 # The words under an episode key. Mixing must be what the controller derives from its seed.
-_MIXING, _WEIGHTS, _BATCHES, _HIDDEN = 1, 3, 4, 5
+_WEIGHTS, _BATCHES, _HIDDEN = 3, 4, 5
 # What numbers are drawn for.
 _SPLIT, _WRONG, _CLASS, _EPOCH = 110, 111, 112, 113
 _MENU, _KINDS = 7, 114
@@ -183,11 +183,6 @@ def batch_rows(instance: Instance, episode_key: int) -> Tensor:
     keys = [rng.derive(episode_key, _BATCHES, epoch) for epoch in range(epochs)]
     order = rng.permutation(torch.tensor(keys), _EPOCH, instance.train_size)
     return order.flatten()[:needed].view(instance.total_steps, instance.batch_size)
-
-
-def mixing_key(episode_key: int, step: int) -> int:
-    """Return the key that the images of a step are mixed with."""
-    return rng.derive(episode_key, _MIXING, step)
 
 
 def weights_key(episode_key: int) -> int:

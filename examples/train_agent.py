@@ -46,8 +46,8 @@ def main() -> None:
     report = evaluate(
         {
             "learned": LearnedAgent(policy, observation_names(actions)),
-            "none": FixedAgent("none", actions.names),
-            "uniform": FixedAgent(uniform_entry(actions), actions.names),
+            "none": FixedAgent("none", actions),
+            "uniform": FixedAgent(uniform_entry(actions), actions),
         },
         digits_set("heldout", arguments.instances),
         catalogue=actions,

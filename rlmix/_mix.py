@@ -11,7 +11,7 @@ from rlmix._apply import apply
 from rlmix.errors import InputError
 from rlmix.methods.method import AbstractMethod
 from rlmix.methods.registry import get
-from rlmix.ops.rng import Streams, key_from
+from rlmix.ops.rng import Streams, streams_from
 from rlmix.saliency.input_gradient import input_gradient
 from rlmix.types import MixedBatch, MixInputs
 
@@ -61,7 +61,7 @@ def mix(
     if params and not isinstance(method, str):
         raise InputError(f"parameters {sorted(params)} were given beside a finished method. Give the method's name.")
     labels = check_batch(images, labels, num_classes, check=check)
-    streams = generator if isinstance(generator, Streams) else Streams([key_from(generator)])
+    streams = streams_from(generator)
     if len(streams) == 1:
         chosen, key = chosen.settle(streams.keys[0])
         streams = Streams([key])

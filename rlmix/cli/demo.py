@@ -98,14 +98,14 @@ def demo(
     try:
         heldout = digits_set("heldout", amounts.heldout)
         _announce(console, amounts, len(entries), folder)
-        policy, validated, compared = _run(console, amounts, folder, seed, catalogue)
+        policy, compared = _run(console, amounts, folder, seed, catalogue)
         _deploy(console, folder, policy, heldout, seed, compared)
     except KeyboardInterrupt:
         console.print(f"Stopped. What was learned is kept in `{folder}`: the same command goes on from the last wave.")
         raise typer.Exit(INTERRUPTED) from None
     finally:
         torch.set_num_threads(threads)
-    result = _result(validated, compared, amounts, seed, catalogue, time.monotonic() - started)
+    result = _result(compared, amounts, seed, catalogue, time.monotonic() - started)
     write_text(folder / "runs.csv", compared.csv())
     _write_report(folder, policy, compared, heldout, result)
     # Last, because a folder that has it counts as finished.
@@ -138,14 +138,15 @@ def _announce(console: Console, amounts: Amounts, entries: int, folder: Path) ->
 
 def _run(
     console: Console, amounts: Amounts, folder: Path, seed: int, catalogue: str
-) -> tuple[LearnedPolicy, Report, Report]:
-    """Train the agent beside the baselines; return the policy and the reports on validation and held-out instances."""
+) -> tuple[LearnedPolicy, Report]:
+    """Train the agent beside the baselines; return the policy and the report on held-out instances."""
     import multiprocessing
     from dataclasses import replace
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from rlmix.agents.agent import LearnedAgent
+    from rlmix.agents.comparison import with_best_fixed
     from rlmix.agents.evaluate import evaluate
     from rlmix.agents.ppo import CHECKPOINT, PPOConfig, train_ppo
     from rlmix.envs.instances import digits_set
@@ -195,7 +196,8 @@ def _run(
         second.join()
     validated, fixed = found[0]
     compared = replace(learned, runs=(*learned.runs, *fixed.runs))
-    return policy, validated, _with_best(compared, validated, entries.names)
+    compared = with_best_fixed(compared, validated, entries.names, single=BEST, per_budget=BEST_PER_BUDGET)
+    return policy, compared
 
 
 def _listen(
@@ -245,16 +247,6 @@ def _baselines(messages: Queue[Any], amounts: Amounts, seed: int, catalogue: str
         messages.put((validated, measure(digits_set("heldout", amounts.heldout), _BARS[3], "test")))
     except RlmixError as error:
         messages.put(error)
-
-
-def _with_best(compared: Report, validated: Report, entries: Sequence[str]) -> Report:
-    """Add the fixed methods that validation instances would have chosen."""
-    from rlmix.agents.report import best_fixed, best_fixed_per_budget
-
-    single = best_fixed(validated, entries)
-    lookup = best_fixed_per_budget(validated, entries)
-    compared = compared.copied(BEST, lambda run: single)
-    return compared.copied(BEST_PER_BUDGET, lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))
 
 
 def _deploy(
@@ -317,7 +309,7 @@ def _deploy(
 
 
 def _result(
-    validated: Report, compared: Report, amounts: Amounts, seed: int, catalogue: str, seconds: float
+    compared: Report, amounts: Amounts, seed: int, catalogue: str, seconds: float
 ) -> dict[str, Any]:
     """Return everything that was measured as a JSON document."""
     from rlmix.monitor import provenance

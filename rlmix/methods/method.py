@@ -67,7 +67,7 @@ class AbstractMethod(abc.ABC):
         Raises:
             InputError: saliency is needed and missing, or the number of keys is not that of the groups.
         """
-        return self.plan(inputs, streams_for(inputs, generator))
+        return self.plan(inputs, rng.streams_from(generator, inputs.groups))
 
     @final
     def plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
@@ -102,14 +102,6 @@ class AbstractMethod(abc.ABC):
 
     def _check(self) -> None:  # noqa: B027  (most methods have something to check, `none` has not)
         """Raise MethodError for a parameter out of its range."""
-
-
-def streams_for(inputs: MixInputs, generator: torch.Generator | rng.Streams) -> rng.Streams:
-    """Return one key for each group, taken from a generator if they are not given."""
-    if isinstance(generator, rng.Streams):
-        return generator
-    key = rng.key_from(generator)
-    return rng.Streams([key] if inputs.groups == 1 else [rng.derive(key, group) for group in range(inputs.groups)])
 
 
 def check_range(name: str, value: float | Tensor, low: float, high: float) -> None:

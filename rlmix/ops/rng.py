@@ -153,6 +153,18 @@ class Streams:
         return streams
 
 
+def streams_from(generator: torch.Generator | Streams, groups: int = 1) -> Streams:
+    """Return one key for each group, taken from a generator if they are not given.
+
+    Raises:
+        InputError: `generator` is neither a CPU `torch.Generator` nor `Streams`.
+    """
+    if isinstance(generator, Streams):
+        return generator
+    key = key_from(generator)
+    return Streams([key] if groups == 1 else [derive(key, group) for group in range(groups)])
+
+
 def bits(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Return 64 random bits each, as int64 [G, *shape].
 

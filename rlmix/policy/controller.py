@@ -163,7 +163,7 @@ class MixController:
             labels,
             self._source.methods[self._entry],
             num_classes=self._training.num_classes,
-            generator=Streams([rng.derive(self._seed, _MIXING, self._step)]),
+            generator=Streams([mixing_key(self._seed, self._step)]),
             model=model,
             check=self._training.check,
         )
@@ -296,6 +296,11 @@ class MixController:
             "total_steps": self._training.total_steps,
             "seed": self._seed,
         }
+
+
+def mixing_key(seed: int, step: int) -> int:
+    """Return the key that the batch of a step is mixed with, in a deployed training as in a pool of them."""
+    return rng.derive(seed, _MIXING, step)
 
 
 def _check_whole(name: str, value: Any, low: int) -> None:

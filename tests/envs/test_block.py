@@ -10,6 +10,7 @@ from rlmix.envs import dynamics
 from rlmix.envs.block import Block, Library, Slot, buckets
 from rlmix.envs.dynamics import Visible
 from rlmix.policy.codec import catalogue
+from rlmix.policy.controller import mixing_key
 from rlmix.policy.signals import names
 from rlmix.saliency import input_gradient
 
@@ -55,7 +56,7 @@ def test_each_entry_trains_as_the_method_does_in_a_plain_loop(instance, name):
     images, labels = source.images[split.train_rows[rows]], split.train_labels[rows]
     maps = input_gradient(model, images, labels) if method.needs_saliency else None
     inputs = module.MixInputs(16, 8, 8, saliency=maps)
-    plan = method.plan(inputs, module.Streams([dynamics.mixing_key(100, 0)]))
+    plan = method.plan(inputs, module.Streams([mixing_key(100, 0)]))
     expected = torch.nn.functional.cross_entropy(model(module.apply(images, plan)), plan.soft_targets(labels, 10))
     block.advance([ENTRIES.index(name)], 0, 1)
     assert block.history.total.item() == pytest.approx(expected.item(), abs=1e-5)

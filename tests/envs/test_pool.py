@@ -15,6 +15,7 @@ from rlmix.envs.reward import measure
 from rlmix.errors import CheckpointError, ConfigError, DataError, EnvError, UnknownNameError
 from rlmix.ops import rng
 from rlmix.policy.codec import Catalogue, catalogue
+from rlmix.policy.controller import mixing_key
 from rlmix.policy.decision import Decision
 from rlmix.training import data
 
@@ -348,7 +349,7 @@ def test_masks_follow_the_key_and_are_off_in_evaluation(tiny):
 
 def test_the_mixing_keys_are_those_that_a_controller_derives_from_its_seed():
     """A deployed run with the episode key as its seed must mix the same images alike."""
-    assert dynamics.mixing_key(77, 5) == rng.derive(77, 1, 5)
+    assert mixing_key(77, 5) == rng.derive(77, 1, 5)
 
 
 def test_an_explicit_wave_may_have_any_size_and_instances(tiny, instance):
