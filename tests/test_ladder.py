@@ -21,7 +21,7 @@ LADDER = (
     ("rlmix.saliency", "rlmix.loss"),
     ("rlmix.methods",),
     ("rlmix._mix",),
-    ("rlmix.policy",),
+    ("rlmix.policy", "rlmix.compat"),
     ("rlmix.training", "rlmix.monitor", "rlmix.integrations"),
     ("rlmix.envs",),
     ("rlmix.agents",),

@@ -8,7 +8,16 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from rlmix.methods.method import AbstractMethod, Scope, check_choice, check_positive, drawn_rows, pair, per_row, rows_of
+from rlmix.methods.method import (
+    AbstractMethod,
+    Pairing,
+    check_pairing,
+    check_positive,
+    drawn_rows,
+    pair,
+    per_row,
+    rows_of,
+)
 from rlmix.ops import boxes, rng
 from rlmix.plan import MixPlan
 from rlmix.types import MixInputs
@@ -29,6 +38,7 @@ class CutMix(AbstractMethod):
     Args:
         alpha: concentration of the Beta distribution, above 0; a float or a tensor [B].
         scope: "image" draws a box for each image, "batch" one.
+        pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
 
     Raises:
@@ -39,11 +49,11 @@ class CutMix(AbstractMethod):
     source: ClassVar[str] = "Yun et al. 2019, https://arxiv.org/abs/1905.04899, Section 3.1"
 
     alpha: float | Tensor = 1.0
-    scope: Scope = "image"
+    pairing: Pairing = "random"
 
     def _check(self) -> None:
         check_positive("alpha", self.alpha)
-        check_choice("scope", self.scope, ("image", "batch"))
+        check_pairing(self.pairing)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         shape = drawn_rows(inputs, self.scope)
@@ -59,7 +69,7 @@ class CutMix(AbstractMethod):
         share = (counts[0] * counts[1]) / (inputs.height * inputs.width)
         return MixPlan(
             size=inputs.size,
-            partners=pair(inputs, streams).unsqueeze(1),
+            partners=pair(inputs, streams, self.pairing).unsqueeze(1),
             shares=torch.ones(1, 1, 1, 1, device=share.device),
             label_shares=share.unsqueeze(1),
             window=(window[0], window[1]),

@@ -11,11 +11,15 @@ from torch import Tensor
 from rlmix.errors import InputError, MethodError
 from rlmix.methods.method import (
     AbstractMethod,
+    Pairing,
     check_choice,
+    check_pairing,
     check_positive,
     check_range,
+    drawn_rows,
     pair,
     per_row,
+    rows_of,
     saliency_of,
     usable,
 )
@@ -52,6 +56,8 @@ class Grafting(AbstractMethod):
         alpha: concentration for `rate=None`, above 0; a float or a tensor [B].
         norm: q of the label's norm, 1 or 2.
         grid: cells per side; None takes the map's own, up to 7 a side.
+        scope: "image" draws the rate and the cells' chances for each image, "batch" once.
+        pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
 
     Raises:
@@ -69,6 +75,7 @@ class Grafting(AbstractMethod):
     alpha: float | Tensor = 1.0
     norm: int = 2
     grid: int | None = None
+    pairing: Pairing = "random"
 
     @property
     def needs_saliency(self) -> bool:
@@ -87,6 +94,7 @@ class Grafting(AbstractMethod):
         if self.rate is not None:
             check_range("rate", self.rate, 0.0, 1.0)
         check_positive("alpha", self.alpha)
+        check_pairing(self.pairing)
         if self.norm not in (1, 2):
             raise MethodError(f"`norm` must be 1 or 2, got {self.norm!r}.")
         if self.grid is not None and (not isinstance(self.grid, int) or self.grid < 1):
@@ -101,10 +109,15 @@ class Grafting(AbstractMethod):
                 f"Give a smaller `grid`, for example grid={min(inputs.size)}."
             )
         cells = usable(grid.pool(maps, sides)).flatten(1)
-        partners = pair(inputs, streams)
-        rate = rng.beta(streams.values, rng.RATE, (inputs.group_size,), per_row(self.alpha, inputs))
-        rate = rate.flatten() if self.rate is None else _column(self.rate, cells).expand(inputs.batch_size, 1).flatten()
-        chance = rng.uniform(streams.values, rng.CELLS, (inputs.group_size, cells.shape[1])).flatten(0, 1)
+        partners = pair(inputs, streams, self.pairing)
+        rows = drawn_rows(inputs, self.scope)
+        if self.rate is None:
+            rate = rng.beta(streams.values, rng.RATE, rows, per_row(self.alpha, inputs, self.scope))
+            rate = rows_of(rate, inputs)
+        else:
+            rate = _column(self.rate, cells).expand(inputs.batch_size, 1).flatten()
+        chance = rng.uniform(streams.values, rng.CELLS, (*rows, cells.shape[1]))
+        chance = chance.expand(-1, inputs.group_size, -1).flatten(0, 1)
         # The draws belong to the receiver, the candidate cells to its donor.
         grafted = (self._candidates(cells).index_select(0, partners) & (chance < rate.unsqueeze(1))).float()
         share = grafted.view(-1, *sides)

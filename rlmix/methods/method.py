@@ -16,6 +16,7 @@ from rlmix.plan import MixPlan
 from rlmix.types import MixInputs
 
 Scope = Literal["image", "batch"]
+Pairing = Literal["random", "reverse"]
 Choice = TypeVar("Choice", bound=Hashable)
 
 
@@ -28,6 +29,8 @@ class AbstractMethod(abc.ABC):
     Args:
         probability: the share of images that are mixed at all, a float in [0, 1] or a tensor [B]; the others come back
             with their own bits.
+        scope: "image" draws the random numbers for each image, "batch" once for the batch (of each group); whether
+            anything is applied is drawn likewise. Of a tensor parameter [B] the first row of each group counts then.
     """
 
     name: ClassVar[str]
@@ -36,10 +39,12 @@ class AbstractMethod(abc.ABC):
     """The paper, as one line with its address."""
 
     probability: float | Tensor = 1.0
+    scope: Scope = "image"
 
     def __post_init__(self) -> None:
         """Check the parameters, those of the concrete class with them."""
         check_range("probability", self.probability, 0.0, 1.0)
+        check_choice("scope", self.scope, ("image", "batch"))
         self._check()
 
     @property
@@ -51,6 +56,11 @@ class AbstractMethod(abc.ABC):
     def labels_by_area(self) -> bool:
         """Whether lam is the own image's share of the pixels (False: the method has a label rule of its own)."""
         return True
+
+    @property
+    def rows_together(self) -> int:
+        """How many rows the number of tensor operations may depend on: batches of a multiple of it cost the same."""
+        return 1
 
     @final
     def draw(self, inputs: MixInputs, *, generator: torch.Generator | rng.Streams) -> MixPlan:
@@ -94,7 +104,8 @@ class AbstractMethod(abc.ABC):
         return self, key
 
     def _applied(self, inputs: MixInputs, streams: rng.Streams) -> Tensor:
-        return rng.uniform(streams.values, rng.APPLIED, (inputs.group_size,)).flatten() < self.probability
+        chance = rng.uniform(streams.values, rng.APPLIED, drawn_rows(inputs, self.scope))
+        return rows_of(chance < per_row(self.probability, inputs, self.scope), inputs)
 
     @abc.abstractmethod
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
@@ -130,12 +141,25 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise MethodError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}.")
 
 
-def pair(inputs: MixInputs, streams: rng.Streams) -> Tensor:
-    """Return each image's partner, int64 [B]: those given, or a random permutation within each group."""
+def check_pairing(pairing: Pairing) -> None:
+    """Raise MethodError unless `pairing` is a rule that `pair` knows."""
+    check_choice("pairing", pairing, ("random", "reverse"))
+
+
+def pair(inputs: MixInputs, streams: rng.Streams, pairing: Pairing = "random") -> Tensor:
+    """Return each image's partner, int64 [B]: those given in `inputs`, or by a rule within each group.
+
+    "random" is a uniform permutation (an image may meet itself); "reverse" pairs the first with the last and so on,
+    which costs no random numbers but never changes inside a sorted batch.
+    """
     if inputs.partners is not None:
         return inputs.partners
-    within = rng.permutation(streams.values, rng.PARTNER, inputs.group_size)
-    first = torch.arange(inputs.groups, device=within.device).unsqueeze(1) * inputs.group_size
+    device = streams.values.device
+    first = torch.arange(inputs.groups, device=device).unsqueeze(1) * inputs.group_size
+    if pairing == "reverse":
+        within = torch.arange(inputs.group_size - 1, -1, -1, device=device)
+    else:
+        within = rng.permutation(streams.values, rng.PARTNER, inputs.group_size)
     return (within + first).flatten()
 
 

@@ -7,7 +7,16 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from rlmix.methods.method import AbstractMethod, Scope, check_choice, check_positive, drawn_rows, pair, per_row, rows_of
+from rlmix.methods.method import (
+    AbstractMethod,
+    Pairing,
+    check_pairing,
+    check_positive,
+    drawn_rows,
+    pair,
+    per_row,
+    rows_of,
+)
 from rlmix.ops import rng
 from rlmix.plan import MixPlan
 from rlmix.types import MixInputs
@@ -26,6 +35,7 @@ class Mixup(AbstractMethod):
     Args:
         alpha: concentration of the Beta distribution, above 0; a float or a tensor [B].
         scope: "image" draws lam for each image, "batch" once.
+        pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
 
     Raises:
@@ -36,11 +46,11 @@ class Mixup(AbstractMethod):
     source: ClassVar[str] = "Zhang et al. 2018, https://arxiv.org/abs/1710.09412, Section 2"
 
     alpha: float | Tensor = 1.0
-    scope: Scope = "image"
+    pairing: Pairing = "random"
 
     def _check(self) -> None:
         check_positive("alpha", self.alpha)
-        check_choice("scope", self.scope, ("image", "batch"))
+        check_pairing(self.pairing)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         alpha = per_row(self.alpha, inputs, self.scope)
@@ -48,7 +58,7 @@ class Mixup(AbstractMethod):
         share = 1.0 - lam
         return MixPlan(
             size=inputs.size,
-            partners=pair(inputs, streams).unsqueeze(1),
+            partners=pair(inputs, streams, self.pairing).unsqueeze(1),
             shares=share.view(-1, 1, 1, 1),
             label_shares=share.unsqueeze(1),
         )

@@ -11,9 +11,10 @@ from torch import Tensor
 from rlmix.errors import InputError, MethodError
 from rlmix.methods.method import (
     AbstractMethod,
+    Pairing,
     Scope,
     by_group,
-    check_choice,
+    check_pairing,
     check_positive,
     check_range,
     drawn_rows,
@@ -55,6 +56,7 @@ class RMix(AbstractMethod):
             released code's ten equal steps from 0 to 0.99.
         grids: cells per side, one of which is drawn for the batch; the released CIFAR script uses 4 and 2.
         scope: "batch" draws one lam for the batch, as published; "image" one for each image.
+        pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
 
     Raises:
@@ -69,6 +71,7 @@ class RMix(AbstractMethod):
     threshold: float | Tensor | None = None
     grids: tuple[int, ...] = (4, 2)
     scope: Scope = "batch"
+    pairing: Pairing = "random"
 
     @property
     def needs_saliency(self) -> bool:
@@ -82,7 +85,7 @@ class RMix(AbstractMethod):
         object.__setattr__(self, "grids", tuple(self.grids))
         if not self.grids or not all(isinstance(side, int) and side >= 1 for side in self.grids):
             raise MethodError(f"`grids` must be whole numbers of at least 1, got {self.grids!r}.")
-        check_choice("scope", self.scope, ("image", "batch"))
+        check_pairing(self.pairing)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         if min(inputs.size) < max(self.grids):
@@ -108,7 +111,7 @@ class RMix(AbstractMethod):
         salient = (cells >= cut.view(-1, 1, 1)).float()
         drawn = per_row(alpha, inputs, self.scope)
         lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), drawn), inputs)
-        partners = pair(inputs, streams)
+        partners = pair(inputs, streams, self.pairing)
         theirs = salient.index_select(0, partners)
         # What torch.where would say, without its branch in every cell; a weight of 0 or 1 gives the very end.
         share = torch.lerp(theirs, 1.0 - lam.view(-1, 1, 1), (salient == theirs).float())

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from rlmix.errors import MethodError
-from rlmix.methods.method import AbstractMethod, Scope, by_group, check_choice
+from rlmix.methods.method import AbstractMethod, Scope, by_group
 from rlmix.ops import rng
 from rlmix.plan import MixPlan
 from rlmix.types import MixInputs
@@ -64,7 +64,6 @@ class Uniform(AbstractMethod):
                 f"`members` must be one or more methods, got {self.members!r}. By name: "
                 'rlmix.methods.get("uniform", members=("mixup", "cutmix")).'
             )
-        check_choice("scope", self.scope, ("image", "batch"))
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         # Folded, so that a mixture inside a mixture chooses independently of the outer one.

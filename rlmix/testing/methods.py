@@ -110,13 +110,14 @@ class MethodContract:
 
     def test_a_probability_leaves_that_share_of_the_rows_unmixed(self, method: AbstractMethod) -> None:
         """The rows left out keep their bits, the others are those of the method with probability 1."""
-        images, _, inputs = batch_of(400, (8, 8))
-        whole = apply(images, method.plan(inputs, Streams([3])))
-        some = apply(images, dataclasses.replace(method, probability=0.25).plan(inputs, Streams([3])))
+        images, _, inputs = batch_of(400, (8, 8), groups=100)
+        streams = Streams([derive(3, group) for group in range(100)])
+        whole = apply(images, method.plan(inputs, streams))
+        some = apply(images, dataclasses.replace(method, probability=0.25).plan(inputs, streams))
         mixed = (some != images).flatten(1).any(1)
         assert torch.equal(some[mixed], whole[mixed])
-        # Binomial(400, 1/4) lies below 160 but for a probability of 1e-6.
-        assert int(mixed.sum()) < 160
+        # Binomial(400, 1/4) and four times Binomial(100, 1/4) lie below these but for a probability of 1e-6.
+        assert int(mixed.sum()) < (160 if method.scope == "image" else 200)
 
     @pytest.mark.parametrize("size", SIZES)
     def test_label_rows_sum_to_one_and_give_lam_to_the_own_label(
@@ -245,7 +246,8 @@ class MethodContract:
     ) -> None:
         """A loop over images, or a read from the device, would make a GPU wait."""
         counted = []
-        for count in (4, 12):
+        least = max(4, method.rows_together)
+        for count in (least, 3 * least):
             images, labels, inputs = batch_of(count, (8, 8))
             streams = Streams([6])
             with OperationCounter() as counter:

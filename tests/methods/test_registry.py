@@ -26,7 +26,7 @@ def test_unknown_names_answer_with_the_nearest_known_one() -> None:
     with pytest.raises(UnknownNameError, match="method `none` has no parameter `alpha`"):
         get("none", alpha=1.0)
     assert names() == ("none", "mixup", "cutmix", "rmix", "grafting", "uniform")
-    assert parameters("mixup") == ("probability", "alpha", "scope")
+    assert parameters("mixup") == ("probability", "scope", "alpha", "pairing")
 
 
 def test_groups_with_different_methods_get_what_each_gets_alone() -> None:
