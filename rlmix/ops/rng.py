@@ -42,6 +42,8 @@ ROUND = 14
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
+# An odd constant that keeps the streams of neighbouring keys far apart.
+_SPREAD = 0xD1342543DE82EF95
 _MASK64 = (1 << 64) - 1
 _MASK63 = (1 << 63) - 1
 
@@ -60,14 +62,15 @@ def _mix_host(word: int) -> int:
 
 
 def _shift(words: Tensor, count: int) -> Tensor:
-    """Shift right with zeros coming in (int64 `>>` would bring in the sign)."""
-    return (words >> count) & ((1 << (64 - count)) - 1)
+    """Shift right with zeros coming in (int64 `>>` would bring in the sign); the result is a new tensor."""
+    return (words >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _mix(words: Tensor) -> Tensor:
-    words = (words ^ _shift(words, 30)) * _signed(_FIRST)
-    words = (words ^ _shift(words, 27)) * _signed(_SECOND)
-    return words ^ _shift(words, 31)
+    """Mix words that nobody else holds: they are written."""
+    words = words.bitwise_xor_(_shift(words, 30)).mul_(_signed(_FIRST))
+    words = words.bitwise_xor_(_shift(words, 27)).mul_(_signed(_SECOND))
+    return words.bitwise_xor_(_shift(words, 31))
 
 
 def derive(key: int, *words: int) -> int:
@@ -79,7 +82,7 @@ def derive(key: int, *words: int) -> int:
 
 def _fold(keys: Tensor, word: int) -> Tensor:
     """Return `derive(key, word)` for int64 keys of any shape."""
-    return _mix(keys ^ _signed(_mix_host(word + _GOLDEN))) & _MASK63
+    return _mix(keys ^ _signed(_mix_host(word + _GOLDEN))).bitwise_and_(_MASK63)
 
 
 def words(text: str) -> int:
@@ -175,54 +178,97 @@ def bits(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
 
     Args:
         keys: int64 [G], any device.
-        purpose: what the numbers are for; different purposes give independent numbers.
-        shape: shape for each key.
+        purpose: what the numbers are for, from 0 to 2**31 - 1; different purposes give independent numbers.
+        shape: shape for each key, at most 2**32 - 1 numbers.
     """
-    counters = torch.arange(1, math.prod(shape) + 1, device=keys.device) * _signed(_GOLDEN)
-    return _mix(_fold(keys, purpose).unsqueeze(1) + counters).view(keys.shape[0], *shape)
+    (drawn,) = joint_bits(keys, (purpose, shape))
+    return drawn
 
 
-def _uniform64(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+def joint_bits(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor]:
+    """Return what `bits` gives for each (purpose, shape), hashed together: that takes fewer operations."""
+    counts = [math.prod(shape) for _, shape in wanted]
+    counters = torch.arange(1, max(counts) + 1, device=keys.device).mul_(_signed(_GOLDEN))
+    words = [counters[:count] + _signed(_offset(purpose)) for count, (purpose, _) in zip(counts, wanted, strict=True)]
+    joined = words[0] if len(words) == 1 else torch.cat(words)
+    hashed = _mix(joined + (keys * _signed(_SPREAD)).unsqueeze(1))
+    drawn = [hashed] if len(words) == 1 else torch.split(hashed, counts, 1)
+    return [part.reshape(keys.shape[0], *shape) for part, (_, shape) in zip(drawn, wanted, strict=True)]
+
+
+def _offset(purpose: int) -> int:
+    """Return where the counter of a purpose begins, in steps of the generator."""
+    return (purpose << 32) * _GOLDEN
+
+
+def _to_uniform64(drawn: Tensor) -> Tensor:
     """Return float64 in (0, 1): the middles of 2**52 equal steps, so that a logarithm is finite at both ends."""
-    return (_shift(bits(keys, purpose, shape), 12).double() + 0.5) * 2.0**-52
+    return _shift(drawn, 12).double().add_(0.5).mul_(2.0**-52)
 
 
-def uniform(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
-    """Return float32 [G, *shape] in [0, 1), multiples of 2**-24."""
-    return _shift(bits(keys, purpose, shape), 40).float() * 2.0**-24
+def to_uniform(drawn: Tensor) -> Tensor:
+    """Turn bits into float32 in [0, 1), multiples of 2**-24."""
+    return _shift(drawn, 40).float().mul_(2.0**-24)
 
 
-def integers(keys: Tensor, purpose: int, shape: tuple[int, ...], high: int) -> Tensor:
-    """Return int64 [G, *shape] in [0, high); the bias of the reduction is below high / 2**31."""
-    return (_shift(bits(keys, purpose, shape), 33) * high) >> 31
+def to_integers(drawn: Tensor, high: int) -> Tensor:
+    """Turn bits into int64 in [0, high); the bias of the reduction is below high / 2**31."""
+    return _shift(drawn, 33).mul_(high) >> 31
 
 
-def normal(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
-    """Return standard normal float32 [G, *shape] (Box and Muller 1958)."""
-    radius, angle = _uniform64(keys, purpose, (*shape, 2)).unbind(-1)
-    return (torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)).float()
+def to_permutation(drawn: Tensor) -> Tensor:
+    """Turn bits [..., n] into uniform permutations of range(n), int64 [..., n]."""
+    return torch.argsort(drawn, dim=-1, stable=True)
 
 
-def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tensor) -> Tensor:
-    """Return Beta(alpha, alpha) variates, float32 [G, *shape] in [0, 1].
+def to_beta(drawn: Tensor, alpha: float | Tensor) -> Tensor:
+    """Turn bits [..., 2] into Beta(alpha, alpha) variates, float32 [...] in [0, 1].
 
     Student's t with 2 * alpha degrees of freedom in polar form (Bailey 1994,
     https://doi.org/10.1090/S0025-5718-1994-1219702-8), brought to [0, 1]: exact for every alpha, and nothing is
     rejected. With r = t / sqrt(2 * alpha) the variate is (1 + r / sqrt(1 + r**2)) / 2; its smaller side is written as a
-    quotient, because for a small alpha the difference would be rounded to 0.
+    quotient, because for a small alpha the difference would be rounded to 0. Beta(1, 1) is uniform.
 
     Args:
-        keys: int64 [G].
-        purpose: what the numbers are for.
-        shape: shape for each key.
-        alpha: above 0; a float or a tensor that broadcasts to [G, *shape].
+        drawn: int64 [..., 2].
+        alpha: above 0; a float or a tensor that broadcasts to [...].
     """
-    radius, angle = _uniform64(keys, purpose, (*shape, 2)).unbind(-1)
-    concentration = alpha.to(keys.device, torch.float64) if isinstance(alpha, Tensor) else alpha
+    flat = to_uniform(drawn[..., 0])
+    if isinstance(alpha, float | int) and alpha == 1:
+        return flat
+    radius, angle = _to_uniform64(drawn).unbind(-1)
+    concentration = alpha.to(drawn.device, torch.float64) if isinstance(alpha, Tensor) else alpha
     ratio = torch.sqrt(torch.expm1(torch.log(radius) / -concentration)) * torch.cos(2.0 * math.pi * angle)
     length = torch.hypot(ratio, torch.ones_like(ratio))
     smaller = 0.5 / (length * (length + ratio.abs()))
-    return torch.where(ratio < 0, smaller, 1.0 - smaller).float()
+    variates = torch.where(ratio < 0, smaller, 1.0 - smaller).float()
+    return torch.where(alpha.to(drawn.device) == 1, flat, variates) if isinstance(alpha, Tensor) else variates
+
+
+def uniform(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+    """Return float32 [G, *shape] in [0, 1), multiples of 2**-24."""
+    return to_uniform(bits(keys, purpose, shape))
+
+
+def integers(keys: Tensor, purpose: int, shape: tuple[int, ...], high: int) -> Tensor:
+    """Return int64 [G, *shape] in [0, high); the bias of the reduction is below high / 2**31."""
+    return to_integers(bits(keys, purpose, shape), high)
+
+
+def normal(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
+    """Return standard normal float32 [G, *shape] (Box and Muller 1958)."""
+    radius, angle = _to_uniform64(bits(keys, purpose, (*shape, 2))).unbind(-1)
+    return (torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)).float()
+
+
+def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tensor) -> Tensor:
+    """Return Beta(alpha, alpha) variates, float32 [G, *shape] in [0, 1]; `alpha` as in `to_beta`."""
+    return to_beta(bits(keys, purpose, (*shape, 2)), alpha)
+
+
+def permutation(keys: Tensor, purpose: int, count: int) -> Tensor:
+    """Return one uniform permutation of range(count) for each key, int64 [G, count]."""
+    return to_permutation(bits(keys, purpose, (count,)))
 
 
 def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -232,16 +278,15 @@ def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def permutation(keys: Tensor, purpose: int, count: int) -> Tensor:
-    """Return one uniform permutation of range(count) for each key, int64 [G, count]."""
-    return torch.argsort(bits(keys, purpose, (count,)), dim=1, stable=True)
+def _host_bits(key: int, purpose: int) -> int:
+    return _mix_host(key * _SPREAD + _offset(purpose) + _GOLDEN)
 
 
 def host_uniform(key: int, purpose: int) -> float:
     """Return on the host what `uniform(keys, purpose, (1,))` gives for this key."""
-    return (_mix_host(derive(key, purpose) + _GOLDEN) >> 40) * 2.0**-24
+    return (_host_bits(key, purpose) >> 40) * 2.0**-24
 
 
 def host_integer(key: int, purpose: int, high: int) -> int:
     """Return on the host what `integers(keys, purpose, (1,), high)` gives for this key."""
-    return ((_mix_host(derive(key, purpose) + _GOLDEN) >> 33) * high) >> 31
+    return ((_host_bits(key, purpose) >> 33) * high) >> 31

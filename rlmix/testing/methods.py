@@ -11,6 +11,7 @@ A method of your own is tested by a subclass with a fixture:
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -239,15 +240,21 @@ class MethodContract:
         (gradient,) = torch.autograd.grad(apply(leaf, plan).squeeze(1), leaf, weights)
         assert torch.allclose(gradient.squeeze(1), plan.credit(weights), atol=1e-6)
         seen = sources_seen(plan)
-        assert torch.allclose(gradient.squeeze(1), torch.einsum("bshw,bhw->shw", seen, weights), atol=1e-5)
+        owed = torch.einsum("bshw,bhw->shw", seen, weights)
+        assert torch.allclose(gradient.sum((1, 2, 3)), owed.sum((1, 2)), atol=1e-4)
+        if plan.moves is None and plan.place is None:
+            assert torch.allclose(gradient.squeeze(1), owed, atol=1e-5)
 
     def test_the_number_of_operations_does_not_grow_with_the_batch_and_nothing_is_read_back(
         self, method: AbstractMethod
     ) -> None:
-        """A loop over images, or a read from the device, would make a GPU wait."""
+        """A loop over images, or a read from the device, would make a GPU wait.
+
+        A method that says that its operations grow may need some more of them for each row, the same for every row.
+        """
         counted = []
         least = max(4, method.rows_together)
-        for count in (least, 3 * least):
+        for count in (least, 2 * least, 3 * least) if method.operations_grow else (least, 3 * least):
             images, labels, inputs = batch_of(count, (8, 8))
             streams = Streams([6])
             with OperationCounter() as counter:
@@ -256,7 +263,11 @@ class MethodContract:
                 plan.soft_targets(labels, count)
             assert counter.read_backs == []
             counted.append(counter.counts)
-        assert counted[0] == counted[1]
+        if method.operations_grow:
+            grown = [{name: more.get(name, 0) - less.get(name, 0) for name in more} for less, more in pairwise(counted)]
+            assert grown[0] == grown[1]
+        else:
+            assert counted[0] == counted[1]
 
     @pytest.mark.parametrize("broken", [0.0, float("nan"), float("inf")])
     def test_a_single_broken_saliency_map_harms_nothing(self, method: AbstractMethod, broken: float) -> None:

@@ -21,7 +21,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(ROOT)
     return {
         name: importlib.import_module(f"benchmarks.{name}")
-        for name in ("timing", "report", "apply", "cutmix", "rmix", "decision")
+        for name in ("timing", "report", "apply", "calls", "rmix", "decision")
     }
 
 
@@ -43,11 +43,12 @@ def test_peers_labels_are_held_against_their_pixels(benchmarks: dict[str, Module
     """Peers that mix something else, or report a weight of another meaning, must not be raced against."""
     pytest.importorskip("timm")
     pytest.importorskip("kornia")
-    measured = benchmarks["timing"].measure(benchmarks["cutmix"].cases()[0](), quick=True)
-    assert len(measured["candidates"]) == 5
+    pytest.importorskip("mixup")
+    measured = benchmarks["timing"].measure(benchmarks["calls"].cases()[2](), quick=True)
+    assert len(measured["candidates"]) == 7
     speckled = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
     with pytest.raises(AssertionError, match="labels do not follow the pixels"):
-        benchmarks["cutmix"].check_labels_follow_pixels(
+        benchmarks["calls"].check_labels_follow_pixels(
             lambda images: (images.roll(1, 0).where(speckled, images), torch.eye(4)), 4, 8, torch.diagonal
         )
 

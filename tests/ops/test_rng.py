@@ -25,8 +25,7 @@ def literal_bits(key: int, purpose: int, index: int) -> int:
         word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
         return word ^ (word >> 31)
 
-    base = mixed(key ^ mixed(purpose + 0x9E3779B97F4A7C15)) & (MASK >> 1)
-    return mixed(base + (index + 1) * 0x9E3779B97F4A7C15)
+    return mixed(key * 0xD1342543DE82EF95 + ((purpose << 32) + index + 1) * 0x9E3779B97F4A7C15)
 
 
 def test_the_mixer_is_that_of_splitmix64() -> None:
@@ -45,6 +44,31 @@ def test_tensor_code_gives_the_bits_of_whole_number_arithmetic() -> None:
     drawn = rng.bits(torch.tensor(keys), 7, (2, 3)).flatten(1).tolist()
     for row, key in zip(drawn, keys, strict=True):
         assert [word & MASK for word in row] == [literal_bits(key, 7, index) for index in range(6)]
+
+
+def test_numbers_drawn_together_are_those_drawn_apart() -> None:
+    """Methods that hash all their numbers at once must get the same ones."""
+    keys = torch.tensor([3, rng.derive(1, 2)])
+    wanted = ((rng.PARTNER, (5,)), (rng.LAM, (5, 2)), (rng.CENTRE, (1, 2)))
+    for drawn, (purpose, shape) in zip(rng.joint_bits(keys, *wanted), wanted, strict=True):
+        assert torch.equal(drawn, rng.bits(keys, purpose, shape))
+
+
+def test_neighbouring_keys_and_counters_give_unrelated_bits() -> None:
+    """Keys 0, 1, 2 ... are what people write, and every bit of their numbers must look like a coin of its own.
+
+    Each of 64 x 63 / 2 pairs of bits, and each bit with itself one key further, agrees in half of 2**16 numbers; with
+    standard deviation 1/512 none of some 6,000 frequencies is 6 deviations away, but for a probability of 1e-5.
+    """
+    drawn = rng.bits(torch.arange(2**10), rng.LAM, (2**6,)).flatten()
+    ones = ((drawn.unsqueeze(1) >> torch.arange(64)) & 1).float()
+    signs = 2 * ones - 1
+    agreement = (signs.T @ signs) / len(drawn)
+    agreement.fill_diagonal_(0.0)
+    next_key = (signs[:-64] * signs[64:]).mean(0)
+    next_counter = (signs[:-1] * signs[1:]).mean(0)
+    for correlation in (agreement, next_key, next_counter, signs.mean(0)):
+        assert float(correlation.abs().max()) < 6 * 2**-8
 
 
 def test_host_functions_agree_with_tensor_functions() -> None:
