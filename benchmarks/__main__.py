@@ -13,10 +13,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import apply, calls, decision, report, rmix
+from benchmarks import apply, calls, decision, methods, report, rmix
 from benchmarks.timing import measure
 
-GROUPS = {"apply": apply.cases, "calls": calls.cases, "rmix": rmix.cases, "decision": decision.cases}
+GROUPS = {
+    "apply": apply.cases,
+    "calls": calls.cases,
+    "rmix": rmix.cases,
+    "methods": methods.cases,
+    "decision": decision.cases,
+}
 RESULTS = report.ROOT / "benchmarks" / "results"
 
 # glibc gives memory of large blocks back to the system at once, and takes it again page by page at the next call.

@@ -271,7 +271,11 @@ class Block:
         saliency = self.stack.saliency(clean, labels, slots).flatten(0, 1) if salient else None
         rows = clean.flatten(0, 1)
         height, width = rows.shape[2:]
-        inputs = MixInputs(rows.shape[0], height, width, len(drawn), device=self._device, saliency=saliency)
+        # Joining groups of several methods copies what they are given.
+        looked_at = rows if any(one.method.looks_at_images for one in drawn) else None
+        inputs = MixInputs(
+            rows.shape[0], height, width, len(drawn), device=self._device, saliency=saliency, images=looked_at
+        )
         plan = plan_groups([one.method for one in drawn], inputs, Streams([one.key for one in drawn]))
         images[steps - begin, slots] = apply(rows, plan).view(clean.shape)
         soft = plan.soft_targets(labels.flatten(), self._source.num_classes)

@@ -25,7 +25,7 @@ REPLICATES = 2
 CACHE_VARIABLE = "RLMIX_CACHE"
 
 # To be raised with every change of what a training does: old tables are of other trainings.
-_SCHEMA = "rlmix.reference/2"
+_SCHEMA = "rlmix.reference/3"
 # Nobody seeds an environment with a key derived from this word.
 _REFERENCE = rng.words("uniform reference")
 # Instances that are trained as one stack. A mixture draws for every step anew, which takes the same time for few slots

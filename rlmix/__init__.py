@@ -6,6 +6,8 @@ from rlmix._apply import apply as apply
 from rlmix._mix import mix as mix
 from rlmix.errors import RlmixError as RlmixError
 from rlmix.loss import mixed_accuracy as mixed_accuracy
+from rlmix.loss import mixed_cross_entropy as mixed_cross_entropy
+from rlmix.loss import mixed_loss as mixed_loss
 from rlmix.loss import soft_cross_entropy as soft_cross_entropy
 from rlmix.ops.rng import Streams as Streams
 from rlmix.plan import MixPlan as MixPlan
@@ -28,6 +30,8 @@ __all__ = [
     "methods",
     "mix",
     "mixed_accuracy",
+    "mixed_cross_entropy",
+    "mixed_loss",
     "saliency",
     "soft_cross_entropy",
 ]

@@ -7,6 +7,7 @@ lam from the labels' shares; it is never stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -17,6 +18,9 @@ from rlmix.errors import InputError
 
 if TYPE_CHECKING:
     from rlmix.plan import MixPlan
+
+SaliencySource = Callable[[Tensor, Tensor], Tensor]
+"""Gives saliency maps: (images [B, C, H, W], labels as they were given) -> float [B, h, w], not below 0."""
 
 
 @final
@@ -37,7 +41,7 @@ class MixInputs:
         partners: int64 [B], the partner of each image, or None to let the method pair at random.
 
     Raises:
-        InputError: sizes below 1, groups that do not divide the batch, or tensors of another shape.
+        InputError: sizes below 1, groups that do not divide the batch, or tensors of another shape or on two devices.
     """
 
     batch_size: int
@@ -69,8 +73,14 @@ class MixInputs:
         for name, value in (("labels", self.labels), ("partners", self.partners)):
             if value is not None and value.shape != (self.batch_size,):
                 raise InputError(f"`{name}` must have the shape [{self.batch_size}], got {list(value.shape)}.")
+        known = [tensor for tensor in (self.images, self.saliency, self.partners) if tensor is not None]
+        if len({tensor.device for tensor in known}) > 1:
+            devices = ", ".join(str(tensor.device) for tensor in known)
+            raise InputError(
+                f"`images`, `saliency` and `partners` must be on one device, got {devices}. "
+                "Use saliency.to(images.device)."
+            )
         if self.device is None:
-            known = [tensor for tensor in (self.images, self.saliency, self.partners) if tensor is not None]
             object.__setattr__(self, "device", known[0].device if known else torch.device("cpu"))
         else:
             object.__setattr__(self, "device", torch.device(self.device))
@@ -107,7 +117,7 @@ class MixedBatch(NamedTuple):
 
     Attributes:
         images: [B, C, H, W], the dtype, device and memory format of the input.
-        targets: float32 [B, num_classes], rows sum to 1.
+        targets: float32 [B, num_classes]; rows sum to 1 where the labels were class numbers.
         plan: the plan that was applied; `plan.lam` is each image's own label weight.
     """
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlmix import MixPlan, apply
 from rlmix.errors import PlanError
@@ -165,3 +168,127 @@ def test_a_plan_for_other_images_is_refused() -> None:
         apply(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), plan)
     with pytest.raises(PlanError, match="plan is on cpu, the images on meta"):
         apply(torch.rand(2, 1, 4, 4, device="meta"), plan)
+
+
+class MemoryWatch(TorchDispatchMode):
+    """Follow what operations allocate, and how much of it lives at once.
+
+    Attributes:
+        large: how many storages of at least `large_bytes` were alive at most.
+        peak: the most bytes alive.
+    """
+
+    def __init__(self, large_bytes: int, *known: Tensor) -> None:
+        super().__init__()
+        self.large, self.peak = 0, 0
+        self._large_bytes = large_bytes
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self._known:
+                storage = tensor.untyped_storage()
+                self._alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {place: one for place, one in self._alive.items() if not one[0].expired()}
+        sizes = [size for _, size in self._alive.values()]
+        self.peak = max(self.peak, sum(sizes))
+        self.large = max(self.large, sum(size >= self._large_bytes for size in sizes))
+        return result
+
+
+BATCH, SIZE = 19, (192, 200)
+
+
+def plans_of_every_kind() -> dict[str, MixPlan]:
+    """Return a plan for each way of mixing a batch of more than 8 MB."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def plan(count: int, *cells: int, by_cell: tuple[int, ...] = (), **fields: Any) -> MixPlan:
+        partners = torch.randint(0, BATCH, (BATCH, count, *by_cell), generator=generator)
+        return MixPlan(
+            size=SIZE, partners=partners, shares=rand(BATCH, count, *cells) / count,
+            label_shares=torch.zeros(partners.shape), **fields,
+        )  # fmt: skip
+
+    window = tuple((rand(BATCH, side) > 0.4).float() for side in SIZE)
+    moves = torch.randint(-1, 12, (BATCH, 2, 3, 4), generator=generator).int()
+    return {
+        "a weight for each image": plan(1, 1, 1),
+        "a grid of weights": plan(1, 4, 7),
+        "a mask of full resolution": plan(1, *SIZE),
+        "a window": plan(1, 1, 1, window=window),
+        "two partners": plan(2, 1, 1),
+        "three partners, a grid and a window": plan(3, 4, 7, window=window),
+        "partners by cell": plan(2, 4, 4, by_cell=(4, 4)),
+        "moves": plan(1, 3, 4, moves=moves),
+        "a place": plan(1, 1, 1, window=window, place=rand(BATCH, 4) * 2),
+        "no partner": plan(0, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", plans_of_every_kind())
+def test_at_most_one_more_tensor_of_the_images_size_is_alive(kind: str, memory_format: torch.memory_format) -> None:
+    """Memory is what limits a batch: besides the result there may be one, and small ones that make less than one."""
+    plan = plans_of_every_kind()[kind]
+    images = torch.rand(BATCH, 3, *SIZE).contiguous(memory_format=memory_format)
+    size = images.numel() * images.element_size()
+    with MemoryWatch(size, images) as watch:
+        mixed = apply(images, plan)
+    assert watch.large <= 2
+    assert watch.peak < 3 * size
+    buffer = torch.empty_like(images)
+    with MemoryWatch(size, images, buffer) as watch:
+        assert apply(images, plan, out=buffer) is buffer
+    assert watch.large <= 1
+    assert watch.peak < 2 * size
+    assert torch.equal(buffer, mixed)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_buffer_takes_what_apply_returns(seed: int) -> None:
+    """Random plans, small batches; whatever stood in the buffer before must not show."""
+    generator = torch.Generator().manual_seed(seed)
+    plan = random_plan(generator, 3, (5, 7))
+    images = torch.randn(3, 2, 5, 7, generator=generator)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        given = images.contiguous(memory_format=memory_format)
+        buffer = torch.full_like(given, float("nan"))
+        assert apply(given, plan, out=buffer) is buffer
+        assert torch.equal(buffer, apply(given, plan))
+
+
+def test_a_buffer_that_does_not_fit_is_refused() -> None:
+    """Each message says what `out` must be."""
+    plan = MixPlan(
+        size=(4, 5), partners=torch.tensor([[1], [0]]), shares=torch.ones(2, 1, 1, 1), label_shares=torch.ones(2, 1)
+    )
+    images = torch.rand(2, 3, 4, 5)
+    for out in (torch.empty(2, 3, 4, 6), images.double(), torch.empty(2, 3, 4, 5, device="meta")):
+        with pytest.raises(PlanError, match="`out` must be like `images`"):
+            apply(images, plan, out=out)
+    with pytest.raises(PlanError, match="must have the memory format of `images`"):
+        apply(images, plan, out=torch.empty_like(images, memory_format=torch.channels_last))
+    with pytest.raises(PlanError, match="takes no part in gradients"):
+        apply(images.clone().requires_grad_(), plan, out=torch.empty_like(images))
+    room = torch.rand(3, 3, 4, 5)
+    for out in (room[:2], room[1:]):
+        with pytest.raises(PlanError, match="must not share memory"):
+            apply(room[:2], plan, out=out)
+    room = torch.rand(4, 3, 4, 5)
+    assert torch.equal(apply(room[:2], plan, out=room[2:]), room[:2].flip(0))
+
+
+def test_learned_shares_and_windows_get_gradients() -> None:
+    """apply is linear in the weights too."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, 4, 5, generator=generator)
+    shares = torch.rand(2, 1, 1, 1, generator=generator, requires_grad=True)
+    plan = MixPlan(size=(4, 5), partners=torch.tensor([[1], [0]]), shares=shares, label_shares=torch.ones(2, 1))
+    (gradient,) = torch.autograd.grad(apply(images, plan).sum(), shares)
+    assert torch.allclose(gradient.flatten(), (images.flip(0) - images).sum((1, 2, 3)), atol=1e-5)

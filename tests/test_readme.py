@@ -45,11 +45,27 @@ def generator() -> ModuleType:
     return module
 
 
+def without_counts(text: str) -> str:
+    """Return a document without what another version of torch may count differently: numbers in cells, its version."""
+    return re.sub(r"\| [\d,]+( to [\d,]+| \+ \d+ B)? (?=\|)|with torch [\w.]+\. They", "", text)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_generated_parts_are_up_to_date(document: Path, generator: ModuleType) -> None:
     """A table that is written by hand says, sooner or later, what the code no longer does; `make docs` mends it."""
     text = document.read_text(encoding="utf-8")
-    assert generator.updated(text) == text, "run `make docs`"
+    counted = re.search(r"counted on .* with torch ([\w.]+)\. They", text)
+    seen = without_counts if counted is not None and counted[1] != generator.RELEASE else str
+    assert seen(generator.updated(text)) == seen(text), "run `make docs`"
+
+
+def test_counts_of_another_torch_are_all_that_may_differ(generator: ModuleType) -> None:
+    """What hides too much finds nothing, what hides too little fails with every release of torch."""
+    note = generator.COUNTED.format
+    mine = "| `a` | x | 0 | 1,234 | 12 |\n| `b` | y | 0 | 67 + 6 B | 3 |\n" + note(torch="2.15.0")
+    theirs = "| `a` | x | 0 | 1,230 to 1,400 | 12 |\n| `b` | y | 0 | 68 + 7 B | 3 |\n" + note(torch="2.8.0")
+    assert without_counts(mine) == without_counts(theirs)
+    assert without_counts(mine) != without_counts(theirs.replace("| x |", "| z |"))
 
 
 def test_every_generated_block_is_shown_somewhere(generator: ModuleType) -> None:

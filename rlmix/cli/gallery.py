@@ -28,7 +28,11 @@ def gallery(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides what is drawn.", min=0)] = 0,
 ) -> None:
-    """Draw every mix method on real photographs, with lam and the soft labels beneath."""
+    """Draw every mix method on real photographs.
+
+    Beneath each mix stand lam and the soft label, beside it where each pixel comes from, and the saliency map for the
+    methods that look at one.
+    """
     from rlmix._files import write_bytes
     from rlmix.monitor.figures import png
     from rlmix.monitor.gallery import bundled_photos, folder_photos, gallery_figure, gallery_methods

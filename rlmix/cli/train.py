@@ -34,6 +34,8 @@ Examples:
 
 - `rlmix train --data cifar100 --data-dir data --model resnet18 --method mixup --param alpha=0.2 --epochs 100`
 
+- `rlmix train --data cifar100 --data-dir data --model resnet18 --method rmix --saliency bank`
+
 - `rlmix train --config configs/trainings/digits.yaml --set lr=0.05 --seed 1 --json`
 
 - `rlmix train --resume --out runs/digits`
@@ -55,6 +57,9 @@ def train(
     method: Annotated[str | None, _key("method", "One mix method for the whole training.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the method: key=value. Repeatable.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Folder of a learned policy, instead of a method.")] = None,
+    saliency: Annotated[
+        str | None, _key("saliency", "Where methods with saliency get their maps: gradient, bank or fine_grained.")
+    ] = None,
     epochs: Annotated[int | None, _key("epochs", "Passes over the training images.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many training and test images.")] = None,
     batch_size: Annotated[int | None, _key("batch_size", "Images in a step.")] = None,
@@ -75,8 +80,8 @@ def train(
     from rlmix.training import loop
 
     flags = {
-        "data": data, "data_dir": data_dir, "image_size": image_size, "model": model, "epochs": epochs,
-        "limit": limit, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
+        "data": data, "data_dir": data_dir, "image_size": image_size, "model": model, "saliency": saliency,
+        "epochs": epochs, "limit": limit, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
     }  # fmt: skip
     overrides = [*(changes or []), *_mixing(method, param or [], policy), *_assignments(flags)]
     settings = load_config(_base(config, out, resume), TrainConfig, overrides)

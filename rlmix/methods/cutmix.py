@@ -8,13 +8,14 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from rlmix.errors import MethodError
 from rlmix.methods.method import (
     AbstractMethod,
     Pairing,
     check_pairing,
     check_positive,
     drawn_rows,
-    pair,
+    pair_and_bits,
     per_row,
     rows_of,
 )
@@ -30,13 +31,18 @@ class CutMix(AbstractMethod):
 
     A box of side `int(side * sqrt(1 - lam))`, lam ~ Beta(alpha, alpha), around a uniformly random pixel, clipped to
     the image. The label weight of the partner is the box's pixel count over all pixels, so clipping is accounted for
-    (with alpha = 1 the mean weight of the own image is therefore above one half).
+    (with alpha = 1 the mean weight of the own image is therefore above one half). `exact_area=True` keeps the box
+    whole: its sides are rounded up or down at random, so that their mean is `side * sqrt(1 - lam)`, and it lies inside
+    the image, every place equally likely. The mean of the partner's share is then the mean of 1 - lam.
+
+    Use: first, beside mixup: it needs nothing, and every pixel stays a real one.
 
     Source: Yun, Han, Oh, Chun, Choe, Yoo 2019, https://arxiv.org/abs/1905.04899, Section 3.1, Eq. 1 and 2. The authors'
     code draws one box for the batch (`scope="batch"`); the default draws one for each image.
 
     Args:
         alpha: concentration of the Beta distribution, above 0; a float or a tensor [B].
+        exact_area: False for the published box, True for one whose mean area is that of 1 - lam.
         scope: "image" draws a box for each image, "batch" one.
         pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
@@ -49,28 +55,39 @@ class CutMix(AbstractMethod):
     source: ClassVar[str] = "Yun et al. 2019, https://arxiv.org/abs/1905.04899, Section 3.1"
 
     alpha: float | Tensor = 1.0
+    exact_area: bool = False
     pairing: Pairing = "random"
 
     def _check(self) -> None:
         check_positive("alpha", self.alpha)
         check_pairing(self.pairing)
+        if not isinstance(self.exact_area, bool):
+            raise MethodError(f"`exact_area` must be True or False, got {self.exact_area!r}.")
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
-        shape = drawn_rows(inputs, self.scope)
-        lam = rng.beta(streams.values, rng.LAM, shape, per_row(self.alpha, inputs, self.scope))
-        side = torch.sqrt(1.0 - rows_of(lam, inputs))
-        place = rng.uniform(streams.values, rng.CENTRE, (*shape, 2))
-        window, counts = [], []
-        for axis, length in enumerate(inputs.size):
-            centre = (rows_of(place[..., axis], inputs) * length).long()
-            first, last = boxes.centred(centre, (side * length).long(), length)
-            window.append(boxes.interval(first, last, length))
-            counts.append(last - first)
-        share = (counts[0] * counts[1]) / (inputs.height * inputs.width)
+        rows = drawn_rows(inputs, self.scope)
+        partners, (lam, place) = pair_and_bits(
+            inputs, streams, self.pairing, (rng.LAM, (*rows, 2)), (rng.CENTRE, (2, *rows))
+        )
+        side = torch.sqrt(1.0 - rows_of(rng.to_beta(lam, per_row(self.alpha, inputs, self.scope)), inputs))
+        window = []
+        for axis, (position, length) in enumerate(zip(rng.to_uniform(place).unbind(1), inputs.size, strict=True)):
+            where = rows_of(position, inputs)
+            if self.exact_area:
+                whole = self._rounded(side * length, axis, inputs, streams)
+                window.append(boxes.interval(*boxes.inside(where, whole, length), length))
+            else:
+                window.append(boxes.around((where * length).floor_(), (side * (length / 2)).floor_(), length))
+        share = window[0].sum(1).mul_(window[1].sum(1)).div_(inputs.height * inputs.width)
         return MixPlan(
             size=inputs.size,
-            partners=pair(inputs, streams, self.pairing).unsqueeze(1),
+            partners=partners.unsqueeze(1),
             shares=torch.ones(1, 1, 1, 1, device=share.device),
             label_shares=share.unsqueeze(1),
             window=(window[0], window[1]),
         )
+
+    def _rounded(self, sides: Tensor, axis: int, inputs: MixInputs, streams: rng.Streams) -> Tensor:
+        """Return whole sides, int64 [B], whose mean is `sides`: each axis is rounded for itself."""
+        chance = rng.uniform(streams.values, rng.ROUND, (*drawn_rows(inputs, self.scope), 2))
+        return torch.floor(sides + rows_of(chance[..., axis], inputs)).long().clamp_max(inputs.size[axis])

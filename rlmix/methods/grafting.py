@@ -8,11 +8,12 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor
 
-from rlmix.errors import InputError, MethodError
+from rlmix.errors import MethodError
 from rlmix.methods.method import (
     AbstractMethod,
     Pairing,
     check_choice,
+    check_count,
     check_pairing,
     check_positive,
     check_range,
@@ -21,6 +22,7 @@ from rlmix.methods.method import (
     per_row,
     rows_of,
     saliency_of,
+    sides_of,
     usable,
 )
 from rlmix.ops import grid, rng
@@ -39,6 +41,8 @@ class Grafting(AbstractMethod):
     (mask M). The label weight of the donor is `I(S_d, M) / (I(S_d, M) + I(S_r, 1 - M))` with
     `I(S, M) = ||S * M||_q / ||S||_q`: the share of each image's saliency that is still to be seen.
 
+    Use: where labels should follow what is to be seen instead of how large it is.
+
     Source: Park, Yang, Shin, Hwang, Yang 2022, https://arxiv.org/abs/2112.08796. No code of the authors could be found.
     Random choice of salient cells after scaling and thresholding, Bernoulli sampling and the saliency-weighted label
     are described in readable sources; the following are this library's choices, each an option: the scale of the map
@@ -55,14 +59,14 @@ class Grafting(AbstractMethod):
             Beta(alpha, alpha) for each image.
         alpha: concentration for `rate=None`, above 0; a float or a tensor [B].
         norm: q of the label's norm, 1 or 2.
-        grid: cells per side; None takes the map's own, up to 7 a side.
+        grid: cells per side; None takes the map's own, up to 7 a side and no finer than the image.
         scope: "image" draws the rate and the cells' chances for each image, "batch" once.
         pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
 
     Raises:
         MethodError: a parameter out of its range.
-        InputError: an image side smaller than the grid.
+        InputError: an image side smaller than the grid that was given.
     """
 
     name: ClassVar[str] = "grafting"
@@ -97,17 +101,11 @@ class Grafting(AbstractMethod):
         check_pairing(self.pairing)
         if self.norm not in (1, 2):
             raise MethodError(f"`norm` must be 1 or 2, got {self.norm!r}.")
-        if self.grid is not None and (not isinstance(self.grid, int) or self.grid < 1):
-            raise MethodError(f"`grid` must be a whole number of at least 1 or None, got {self.grid!r}.")
+        check_count("grid", self.grid)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         maps = saliency_of(inputs)
-        sides = (self.grid, self.grid) if self.grid else (min(maps.shape[1], 7), min(maps.shape[2], 7))
-        if inputs.height < sides[0] or inputs.width < sides[1]:
-            raise InputError(
-                f"the grid of {sides[0]}x{sides[1]} cells is finer than the image of {inputs.height}x{inputs.width}. "
-                f"Give a smaller `grid`, for example grid={min(inputs.size)}."
-            )
+        sides = sides_of("grid", self.grid, (min(maps.shape[1], 7), min(maps.shape[2], 7)), inputs)
         cells = usable(grid.pool(maps, sides)).flatten(1)
         partners = pair(inputs, streams, self.pairing)
         rows = drawn_rows(inputs, self.scope)

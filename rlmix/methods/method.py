@@ -53,6 +53,11 @@ class AbstractMethod(abc.ABC):
         return False
 
     @property
+    def looks_at_images(self) -> bool:
+        """Whether the plan follows `inputs.images` where these are given."""
+        return False
+
+    @property
     def labels_by_area(self) -> bool:
         """Whether lam is the own image's share of the pixels (False: the method has a label rule of its own)."""
         return True
@@ -61,6 +66,11 @@ class AbstractMethod(abc.ABC):
     def rows_together(self) -> int:
         """How many rows the number of tensor operations may depend on: batches of a multiple of it cost the same."""
         return 1
+
+    @property
+    def operations_grow(self) -> bool:
+        """Whether every row of a group costs some more tensor operations: a chain through all of its rows is built."""
+        return False
 
     @final
     def draw(self, inputs: MixInputs, *, generator: torch.Generator | rng.Streams) -> MixPlan:
@@ -135,10 +145,25 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise MethodError(f"`{name}` must be a number above 0, got {value!r}. {hint}")
 
 
+def check_ordered(low_name: str, low: float | Tensor, high_name: str, high: float | Tensor) -> None:
+    """Raise MethodError unless low <= high; of tensors, only those on the CPU are read."""
+    if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in (low, high)):
+        return
+    ordered = low <= high
+    if not (bool(ordered.all()) if isinstance(ordered, Tensor) else ordered):
+        raise MethodError(f"`{low_name}` must not be above `{high_name}`, got {low!r} and {high!r}.")
+
+
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Raise MethodError unless `value` is one of `known`."""
     if value not in known:
         raise MethodError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}.")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise MethodError unless `value` is a whole number of at least 1, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise MethodError(f"`{name}` must be a whole number of at least 1 or None, got {value!r}.")
 
 
 def check_pairing(pairing: Pairing) -> None:
@@ -152,15 +177,28 @@ def pair(inputs: MixInputs, streams: rng.Streams, pairing: Pairing = "random") -
     "random" is a uniform permutation (an image may meet itself); "reverse" pairs the first with the last and so on,
     which costs no random numbers but never changes inside a sorted batch.
     """
+    return pair_and_bits(inputs, streams, pairing)[0]
+
+
+def pair_and_bits(
+    inputs: MixInputs, streams: rng.Streams, pairing: Pairing, *wanted: tuple[int, tuple[int, ...]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the partners and the random bits of other (purpose, shape), hashed together: fewer operations."""
     if inputs.partners is not None:
-        return inputs.partners
-    device = streams.values.device
-    first = torch.arange(inputs.groups, device=device).unsqueeze(1) * inputs.group_size
+        return inputs.partners, rng.joint_bits(streams.values, *wanted)
     if pairing == "reverse":
-        within = torch.arange(inputs.group_size - 1, -1, -1, device=device)
-    else:
-        within = rng.permutation(streams.values, rng.PARTNER, inputs.group_size)
-    return (within + first).flatten()
+        within = torch.arange(inputs.group_size - 1, -1, -1, device=streams.values.device)
+        return _in_batch(within, inputs), rng.joint_bits(streams.values, *wanted)
+    order, *drawn = rng.joint_bits(streams.values, (rng.PARTNER, (inputs.group_size,)), *wanted)
+    return _in_batch(rng.to_permutation(order), inputs), drawn
+
+
+def _in_batch(within: Tensor, inputs: MixInputs) -> Tensor:
+    """Return rows counted within their groups, [b] or [G, b], as rows of the batch [B]."""
+    if inputs.groups > 1:
+        first = torch.arange(inputs.groups, device=within.device).unsqueeze(1) * inputs.group_size
+        within = within + first
+    return within.flatten()
 
 
 def per_row(value: float | Tensor, inputs: MixInputs, scope: Scope = "image") -> float | Tensor:
@@ -169,6 +207,36 @@ def per_row(value: float | Tensor, inputs: MixInputs, scope: Scope = "image") ->
         return value
     rows = value.to(inputs.device).expand(inputs.batch_size).view(inputs.groups, inputs.group_size)
     return rows if scope == "image" else rows[:, :1]
+
+
+def between(
+    low: float | Tensor, high: float | Tensor, chance: Tensor, inputs: MixInputs, scope: Scope = "image"
+) -> Tensor:
+    """Bring uniform numbers in [0, 1), as drawn for `drawn_rows`, to [low, high); bounds are floats or [B]."""
+    first = per_row(low, inputs, scope)
+    return first + (per_row(high, inputs, scope) - first) * chance
+
+
+def sides_of(name: str, given: int | None, default: tuple[int, int], inputs: MixInputs) -> tuple[int, int]:
+    """Return the cells of a grid along both sides: as many as were given, or the default, no finer than the image.
+
+    Args:
+        name: the parameter, for the message.
+        given: cells along each side, or None.
+        default: cells along the height and the width.
+        inputs: of the batch.
+
+    Raises:
+        InputError: a grid was given that is finer than the image.
+    """
+    if given is None:
+        return min(default[0], inputs.height), min(default[1], inputs.width)
+    if min(inputs.size) < given:
+        raise InputError(
+            f"the grid of {given}x{given} cells is finer than the image of {inputs.height}x{inputs.width}. Give a "
+            f"smaller `{name}`, for example {name}={min(inputs.size)}."
+        )
+    return given, given
 
 
 def drawn_rows(inputs: MixInputs, scope: Scope) -> tuple[int, ...]:

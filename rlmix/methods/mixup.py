@@ -13,7 +13,7 @@ from rlmix.methods.method import (
     check_pairing,
     check_positive,
     drawn_rows,
-    pair,
+    pair_and_bits,
     per_row,
     rows_of,
 )
@@ -28,6 +28,8 @@ class Mixup(AbstractMethod):
     """Blend two images and their labels with one weight.
 
     `mixed = lam * own + (1 - lam) * partner`, lam ~ Beta(alpha, alpha), and the labels likewise.
+
+    Use: first, beside CutMix: the cheapest mix, and all places of an image are treated alike.
 
     Source: Zhang, Cisse, Dauphin, Lopez-Paz 2018, https://arxiv.org/abs/1710.09412, Section 2. The authors' code
     draws one lam for the batch (`scope="batch"`); the default draws one for each image.
@@ -53,12 +55,12 @@ class Mixup(AbstractMethod):
         check_pairing(self.pairing)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
-        alpha = per_row(self.alpha, inputs, self.scope)
-        lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), alpha), inputs)
-        share = 1.0 - lam
+        wanted = (rng.LAM, (*drawn_rows(inputs, self.scope), 2))
+        partners, (drawn,) = pair_and_bits(inputs, streams, self.pairing, wanted)
+        share = 1.0 - rows_of(rng.to_beta(drawn, per_row(self.alpha, inputs, self.scope)), inputs)
         return MixPlan(
             size=inputs.size,
-            partners=pair(inputs, streams, self.pairing).unsqueeze(1),
+            partners=partners.unsqueeze(1),
             shares=share.view(-1, 1, 1, 1),
             label_shares=share.unsqueeze(1),
         )

@@ -18,6 +18,8 @@ from rlmix.types import MixInputs
 class NoMix(AbstractMethod):
     """Leave every image and label as they are: empirical risk minimisation.
 
+    Use: as what every mix is compared with, and where a training is too short, or a network too small, to fit its data.
+
     Source: Vapnik 1999, as the baseline of https://arxiv.org/abs/1710.09412.
     """
 

@@ -6,16 +6,42 @@ import dataclasses
 from typing import Any
 
 from rlmix.errors import UnknownNameError, nearest
+from rlmix.methods.attentivemix import AttentiveMix
+from rlmix.methods.comixup import CoMixup
 from rlmix.methods.cutmix import CutMix
+from rlmix.methods.fmix import FMix
 from rlmix.methods.grafting import Grafting
+from rlmix.methods.gridmix import GridMix
+from rlmix.methods.guidedmixup import GuidedMixup
 from rlmix.methods.method import AbstractMethod
 from rlmix.methods.mixup import Mixup
 from rlmix.methods.none import NoMix
+from rlmix.methods.puzzlemix import PuzzleMix
+from rlmix.methods.resizemix import ResizeMix
 from rlmix.methods.rmix import RMix
+from rlmix.methods.saliencymix import SaliencyMix
+from rlmix.methods.smoothmix import SmoothMix
 from rlmix.methods.uniform import Uniform
 
 METHODS: dict[str, type[AbstractMethod]] = {
-    method.name: method for method in (NoMix, Mixup, CutMix, RMix, Grafting, Uniform)
+    method.name: method
+    for method in (
+        NoMix,
+        Mixup,
+        CutMix,
+        SaliencyMix,
+        CoMixup,
+        RMix,
+        Grafting,
+        ResizeMix,
+        FMix,
+        GridMix,
+        SmoothMix,
+        AttentiveMix,
+        GuidedMixup,
+        PuzzleMix,
+        Uniform,
+    )
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from rlmix.methods.method import (
     Pairing,
     Scope,
     by_group,
+    check_choice,
     check_pairing,
     check_positive,
     check_range,
@@ -44,6 +45,16 @@ class RMix(AbstractMethod):
     blended with lam ~ Beta(alpha, alpha). The label follows the pixels. In the compact form used here, the own
     image's weight in a cell is `lam if k_own == k_partner else k_own`, and its label weight is the mean over pixels.
 
+    The released code holds three more rules, which none of its scripts uses. Own weight of a cell, by `rule`:
+
+    - "blend": the published one, as above.
+    - "least": `lam if k_own == k_partner else 1 - k_own`; the cell that is *not* salient is copied. The released code
+      credits the label of the salient side all the same, which `released_labels=True` reproduces.
+    - "top": `k_own`; the own salient cells are cut and pasted on the partner.
+    - "differ": `1 if k_own == k_partner else 0`; the partner shows where the images disagree.
+
+    Use: for saliency at nearly the price of CutMix: no solver, and with a saliency bank no pass of its own.
+
     Source: Minh-Long Luu et al., https://arxiv.org/abs/2212.04875, as in the authors' released code (the training
     script for CIFAR). The quantile does not change with the scale of a map, so the normalisation of the released code,
     which divides by zero for an all-zero map, is left out; a map without a finite value above zero counts as uniform.
@@ -55,6 +66,8 @@ class RMix(AbstractMethod):
         threshold: the quantile level in [0, 1], a float or a tensor [B]; None draws each image's level from the
             released code's ten equal steps from 0 to 0.99.
         grids: cells per side, one of which is drawn for the batch; the released CIFAR script uses 4 and 2.
+        rule: what is done with the cells: "blend", "least", "top" or "differ"; the last two draw no lam.
+        released_labels: whether labels follow "blend" while the pixels follow "least"; for that rule only.
         scope: "batch" draws one lam for the batch, as published; "image" one for each image.
         pairing: "random" (a permutation) or "reverse" (first with last); `partners` given in the inputs come first.
         probability: the share of images that are mixed at all.
@@ -70,6 +83,8 @@ class RMix(AbstractMethod):
     alpha: float | Tensor = 1.0
     threshold: float | Tensor | None = None
     grids: tuple[int, ...] = (4, 2)
+    rule: Literal["blend", "least", "top", "differ"] = "blend"
+    released_labels: bool = False
     scope: Scope = "batch"
     pairing: Pairing = "random"
 
@@ -78,6 +93,11 @@ class RMix(AbstractMethod):
         """True: the maps decide which cells are copied."""
         return True
 
+    @property
+    def labels_by_area(self) -> bool:
+        """Whether labels follow the pixels: not with the labels of the released code."""
+        return not self.released_labels
+
     def _check(self) -> None:
         check_positive("alpha", self.alpha)
         if self.threshold is not None:
@@ -85,6 +105,12 @@ class RMix(AbstractMethod):
         object.__setattr__(self, "grids", tuple(self.grids))
         if not self.grids or not all(isinstance(side, int) and side >= 1 for side in self.grids):
             raise MethodError(f"`grids` must be whole numbers of at least 1, got {self.grids!r}.")
+        check_choice("rule", self.rule, ("blend", "least", "top", "differ"))
+        if self.released_labels not in (False, self.rule == "least"):
+            raise MethodError(
+                f"`released_labels` must be True or False, and True is for rule='least' only, got "
+                f"{self.released_labels!r} with rule={self.rule!r}."
+            )
         check_pairing(self.pairing)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
@@ -109,18 +135,33 @@ class RMix(AbstractMethod):
             levels = rng.on_device(threshold, torch.float32, cells.device).expand(inputs.batch_size)
         cut = row_quantile(cells.flatten(1), levels)
         salient = (cells >= cut.view(-1, 1, 1)).float()
-        drawn = per_row(alpha, inputs, self.scope)
-        lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), drawn), inputs)
         partners = pair(inputs, streams, self.pairing)
-        theirs = salient.index_select(0, partners)
-        # What torch.where would say, without its branch in every cell; a weight of 0 or 1 gives the very end.
-        share = torch.lerp(theirs, 1.0 - lam.view(-1, 1, 1), (salient == theirs).float())
+        share, credited = self._shares(salient, salient.index_select(0, partners), alpha, inputs, streams)
         return MixPlan(
             size=inputs.size,
             partners=partners.unsqueeze(1),
             shares=share.unsqueeze(1),
-            label_shares=grid.mean(share, inputs.size).unsqueeze(1),
+            label_shares=grid.mean(credited, inputs.size).unsqueeze(1),
         )
+
+    def _shares(
+        self, own: Tensor, theirs: Tensor, alpha: float | Tensor, inputs: MixInputs, streams: rng.Streams
+    ) -> tuple[Tensor, Tensor]:
+        """Return the partner's weight in each cell, float32 [B, h, w], and what its label is credited for there."""
+        agree = (own == theirs).float()
+        if self.rule == "top":
+            return 1.0 - own, 1.0 - own
+        if self.rule == "differ":
+            return 1.0 - agree, 1.0 - agree
+        drawn = per_row(alpha, inputs, self.scope)
+        lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), drawn), inputs)
+        blended = 1.0 - lam.view(-1, 1, 1)
+        # What torch.where would say, without its branch in every cell; a weight of 0 or 1 gives the very end.
+        if self.rule == "blend":
+            share = torch.lerp(theirs, blended, agree)
+            return share, share
+        share = torch.lerp(own, blended, agree)
+        return share, torch.lerp(theirs, blended, agree) if self.released_labels else share
 
 
 def _select(value: float | Tensor, rows: Tensor | None) -> float | Tensor:

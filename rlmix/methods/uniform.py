@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -21,6 +22,8 @@ class Uniform(AbstractMethod):
 
     The baseline that a learned policy has to beat. `torchvision.transforms.v2.RandomChoice` over mix methods is its
     form with one choice for the batch.
+
+    Use: where nothing is known yet, and as what a chosen or learned mix has to beat.
 
     Source: the random choice among augmentations of https://arxiv.org/abs/2103.10158 (TrivialAugment), for mixes.
 
@@ -44,6 +47,21 @@ class Uniform(AbstractMethod):
     def needs_saliency(self) -> bool:
         """Whether a member needs saliency."""
         return any(member.needs_saliency for member in self.members)
+
+    @property
+    def rows_together(self) -> int:
+        """The least number of rows that is a whole number of every member's."""
+        return math.lcm(*(member.rows_together for member in self.members))
+
+    @property
+    def operations_grow(self) -> bool:
+        """Whether a member's operations grow with the rows."""
+        return any(member.operations_grow for member in self.members)
+
+    @property
+    def looks_at_images(self) -> bool:
+        """Whether a member looks at images."""
+        return any(member.looks_at_images for member in self.members)
 
     @property
     def labels_by_area(self) -> bool:

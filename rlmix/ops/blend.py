@@ -1,20 +1,30 @@
-"""The execution of a mix: the only code that writes pixels, in plain torch.
+"""The execution of a mix: the only code that writes pixels.
 
 Output pixel (y, x) of image b is W_0 * own + sum_j W_j * partner_j with
 W_j = rows[b, y] * cols[b, x] * shares[b, j, cell(y, x)] and W_0 = 1 - sum_j W_j. Nothing is normalised. Where W_0 is 1
 the output has the bits of the input, where one W_j is 1 those of the partner.
+
+The plain torch code here is the reference. On a CUDA device with Triton the kernels of `rlmix.ops.blend_triton` take
+its place; they round once where the reference rounds at each partner, so the last bits may differ.
 """
 
 from __future__ import annotations
+
+import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlmix.ops import grid
 
-# Above this size the batch is worked on in parts: the weights and the gathered partners of one part stay in the cache.
+# Above this size the batch is worked on in parts: the weights and the gathered partners of one part stay in the cache,
+# and take little memory.
 _CHUNKED_BYTES = 8 * 2**20
 _CHUNKS = 16
+_TRITON = importlib.util.find_spec("triton") is not None
+# The first compute capability that Triton supports is 8.0.
+_LEAST_MAJOR = 8
 
 Window = tuple[Tensor, Tensor]
 
@@ -27,8 +37,14 @@ def blend(
     window: Window | None = None,
     moves: Tensor | None = None,
     place: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Blend each image with its partners.
+
+    Gradients flow to `images`; with the torch code also to `shares` and `window`, so where these require gradients it
+    is the one that runs. On CUDA the gradient is summed in a fixed order, unless pixels come from other places
+    (`moves`, `place`) or cells have partners of their own: then it is summed by atomic additions, and by the torch code
+    where `torch.use_deterministic_algorithms` is on.
 
     Args:
         images: [B, C, H, W], floating point, any device, contiguous or channels_last. Never written.
@@ -39,18 +55,159 @@ def blend(
             image itself, -1 for zeros; None shows every cell in its place.
         place: float32 [B, 4], (scale_y, scale_x, shift_y, shift_x): the first partner is shown with source row
             floor((y - shift_y) * scale_y), held inside the image, and columns likewise; None stands for no change.
+        out: where to write the result: shape, dtype, device and memory format of `images`, with which it shares no
+            memory. No gradients flow then.
 
     Returns:
-        [B, C, H, W], the dtype, device and memory format of `images`.
+        [B, C, H, W], the dtype, device and memory format of `images`; `out` where it is given.
     """
     if partners.shape[1] == 0:
         # Only moves could change an image without partners, and nothing draws them.
-        return images.clone()
-    if moves is not None or place is not None or partners.dim() == 4:
-        return _blend_gathered(images, partners, shares, window, moves, place)
-    if partners.shape[1] == 1:
-        return _blend_pairs(images, partners[:, 0], shares[:, 0], window)
-    return _blend_whole(images, partners, shares, window)
+        return images.clone() if out is None else out.copy_(images)
+    rows, columns = window or (None, None)
+    if not _is_fused(images, partners, (shares, rows, columns), moves, place, out):
+        return blend_in_torch(images, partners, shares, window=window, moves=moves, place=place, out=out)
+    if out is None:
+        mixed: Tensor = torch.ops.rlmix.blend.default(images, partners, shares, rows, columns, moves, place)
+        return mixed
+    torch.ops.rlmix.blend_into.default(out, images, partners, shares, rows, columns, moves, place)
+    return out
+
+
+def _has_kernels(device: torch.device) -> bool:
+    """Say whether the Triton kernels run on a CUDA device."""
+    # Properties are kept on the host; and torch.compile takes them, but not the capability, for constants.
+    return _TRITON and torch.cuda.get_device_properties(device).major >= _LEAST_MAJOR
+
+
+def _is_fused(
+    images: Tensor,
+    partners: Tensor,
+    weights: tuple[Tensor | None, ...],
+    moves: Tensor | None,
+    place: Tensor | None,
+    out: Tensor | None,
+) -> bool:
+    """Say whether the kernels do this blend."""
+    if not images.is_cuda or not _has_kernels(images.device) or not 0 < images.numel() < images.shape[0] * 2**31:
+        return False
+    if not images.is_contiguous() and not images.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if out is not None and images.stride() != out.stride():
+        return False
+    if _needs_gradient(*weights):
+        return False
+    gathered = partners.dim() == 4 or moves is not None or place is not None
+    return not (gathered and _needs_gradient(images) and torch.are_deterministic_algorithms_enabled())
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _write_blend(out: Tensor, images: Tensor, *plan: Any) -> None:
+    from rlmix.ops import blend_triton
+
+    blend_triton.blend_into(out, images, plan)
+
+
+def _fused_blend(images: Tensor, *plan: Any) -> Tensor:
+    mixed = torch.empty_like(images)
+    _write_blend(mixed, images, *plan)
+    return mixed
+
+
+def _fused_gradient(gradient: Tensor, *plan: Any) -> Tensor:
+    from rlmix.ops import blend_triton
+
+    gradient = _dense(gradient)
+    images = torch.empty_like(gradient)
+    blend_triton.gradient_into(images, gradient, plan)
+    return images
+
+
+def _dense(images: Tensor) -> Tensor:
+    """Return images contiguous or channels_last (a gradient may be an expanded number)."""
+    return images if images.is_contiguous(memory_format=torch.channels_last) else images.contiguous()
+
+
+def _keep_plan(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.ops.rlmix.blend_gradient.default(gradient, *ctx.saved_tensors), *[None] * 6
+
+
+def _backward_twice(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    # The adjoint of the adjoint.
+    return torch.ops.rlmix.blend.default(_dense(gradient), *ctx.saved_tensors), *[None] * 6
+
+
+_PLAN = "Tensor partners, Tensor shares, Tensor? rows, Tensor? columns, Tensor? moves, Tensor? place"
+# Operators of their own, so that torch.compile keeps the kernels in one graph. (torch.library.custom_op would add 7
+# microseconds to each call.)
+torch.library.define("rlmix::blend", f"(Tensor images, {_PLAN}) -> Tensor")
+torch.library.define("rlmix::blend_into", f"(Tensor(a!) out, Tensor images, {_PLAN}) -> ()")
+torch.library.define("rlmix::blend_gradient", f"(Tensor gradient, {_PLAN}) -> Tensor")
+torch.library.impl("rlmix::blend", "default", _fused_blend)
+torch.library.impl("rlmix::blend_into", "default", _write_blend)
+torch.library.impl("rlmix::blend_gradient", "default", _fused_gradient)
+torch.library.register_fake("rlmix::blend", lambda images, *_: torch.empty_like(images))
+torch.library.register_fake("rlmix::blend_into", lambda *_: None)
+torch.library.register_fake("rlmix::blend_gradient", lambda gradient, *_: torch.empty_like(_dense(gradient)))
+torch.library.register_autograd("rlmix::blend", _backward, setup_context=_keep_plan)
+torch.library.register_autograd("rlmix::blend_gradient", _backward_twice, setup_context=_keep_plan)
+
+
+def blend_in_torch(
+    images: Tensor,
+    partners: Tensor,
+    shares: Tensor,
+    *,
+    window: Window | None = None,
+    moves: Tensor | None = None,
+    place: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Do what `blend` does, J at least 1, in plain torch: the reference.
+
+    Besides the result, at most one tensor of the images' size is allocated: the images with the channels of a pixel
+    side by side, where pixels come from other places or cells have partners of their own.
+    """
+    gathered = moves is not None or place is not None or partners.dim() == 4
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]) if gathered else None
+
+    def part(rows: slice, into: Tensor | None) -> Tensor:
+        own, theirs = images[rows], partners[rows]
+        # One mask for the whole batch has a leading 1 and serves every part.
+        cells = shares if shares.shape[0] == 1 else shares[rows]
+        seen = None if window is None else (window[0][rows], window[1][rows])
+        if pixels is not None:
+            moved = None if moves is None else moves[rows]
+            placed = None if place is None else place[rows]
+            return _blend_gathered(own, rows.start, pixels, theirs, cells, seen, moved, placed, into)
+        if partners.shape[1] == 1:
+            return _blend_pairs(own, images, theirs[:, 0], cells[:, 0], seen, into)
+        return _blend_whole(own, images, theirs, cells, seen, into)
+
+    if torch.compiler.is_compiling() or _needs_gradient(images, shares, *(window or ())):
+        # Neither gradients nor the compiler allow to write into parts of a tensor; the compiler saves memory itself.
+        mixed = part(slice(0, images.shape[0]), None)
+        return mixed if out is None else out.copy_(mixed)
+    mixed = torch.empty_like(images) if out is None else out
+    for rows in _parts(images):
+        part(rows, mixed[rows])
+    return mixed
+
+
+def _parts(images: Tensor) -> list[slice]:
+    """Return the rows that are worked on together."""
+    batch = images.shape[0]
+    if images.is_cuda or images.numel() * images.element_size() <= _CHUNKED_BYTES:
+        return [slice(0, batch)]
+    step = -(-batch // _CHUNKS)
+    return [slice(first, first + step) for first in range(0, batch, step)]
 
 
 def partner_weights(shares: Tensor, window: Window | None, size: tuple[int, int]) -> Tensor:
@@ -77,47 +234,35 @@ def _partner_weight(shares: Tensor, window: Window | None, images: Tensor) -> Te
     return shares.to(images.dtype).unsqueeze(1)
 
 
-def _take(images: Tensor, index: Tensor) -> Tensor:
-    """Return images[index] with the memory format kept.
+def _take(images: Tensor, index: Tensor, into: Tensor | None) -> Tensor:
+    """Return images[index] with the memory format kept, written into `into` where it is given.
 
     `index_select` copies whole rows, three times as fast as `images[index]`, but forgets channels_last; on the
     permuted view, which is contiguous then, it does not.
     """
     if images.is_contiguous():
-        return images.index_select(0, index)
-    return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+        return torch.index_select(images, 0, index, out=into)
+    target = None if into is None else into.permute(0, 2, 3, 1)
+    return torch.index_select(images.permute(0, 2, 3, 1), 0, index, out=target).permute(0, 3, 1, 2)
 
 
-def _blend_pairs(images: Tensor, partners: Tensor, shares: Tensor, window: Window | None) -> Tensor:
+def _blend_pairs(
+    own: Tensor, images: Tensor, partners: Tensor, shares: Tensor, window: Window | None, into: Tensor | None
+) -> Tensor:
     """Blend with one partner: gather it into the output, then one lerp from the image itself towards it."""
-    if images.requires_grad:
-        return torch.lerp(images, _take(images, partners), _partner_weight(shares, window, images))
-    if images.numel() * images.element_size() <= _CHUNKED_BYTES or images.is_cuda:
-        theirs = _take(images, partners)
-        return torch.lerp(images, theirs, _partner_weight(shares, window, images), out=theirs)
-    mixed = torch.empty_like(images)
-    step = -(-images.shape[0] // _CHUNKS)
-    for first in range(0, images.shape[0], step):
-        part = slice(first, first + step)
-        # One mask for the whole batch has a leading 1 and serves every part.
-        cells = shares if shares.shape[0] == 1 else shares[part]
-        seen = None if window is None else (window[0][part], window[1][part])
-        theirs = mixed[part]
-        if images.is_contiguous():
-            torch.index_select(images, 0, partners[part], out=theirs)
-        else:
-            theirs.copy_(_take(images, partners[part]))
-        torch.lerp(images[part], theirs, _partner_weight(cells, seen, images), out=theirs)
-    return mixed
+    theirs = _take(images, partners, into)
+    return torch.lerp(own, theirs, _partner_weight(shares, window, own), out=into)
 
 
-def _blend_whole(images: Tensor, partners: Tensor, shares: Tensor, window: Window | None) -> Tensor:
+def _blend_whole(
+    own: Tensor, images: Tensor, partners: Tensor, shares: Tensor, window: Window | None, into: Tensor | None
+) -> Tensor:
     """Blend with several partners, each one image as a whole."""
     weights = partner_weights(shares, window, (images.shape[2], images.shape[3]))
-    own = 1.0 - weights.sum(1, keepdim=True)
-    mixed = images * _spread(own, images)
+    mixed = torch.mul(own, _spread(1.0 - weights.sum(1, keepdim=True), images), out=into)
     for slot in range(partners.shape[1]):
-        mixed = mixed.addcmul_(_take(images, partners[:, slot]), _spread(weights[:, slot : slot + 1], images))
+        theirs = _take(images, partners[:, slot], None)
+        mixed = mixed.addcmul_(theirs, _spread(weights[:, slot : slot + 1], images))
     return mixed
 
 
@@ -127,30 +272,36 @@ def _spread(weights: Tensor, images: Tensor) -> Tensor:
 
 
 def _blend_gathered(
-    images: Tensor,
+    own: Tensor,
+    first: int,
+    pixels: Tensor,
     partners: Tensor,
     shares: Tensor,
     window: Window | None,
     moves: Tensor | None,
     place: Tensor | None,
+    into: Tensor | None,
 ) -> Tensor:
-    """Blend where pixels come from other places, or a cell has partners of its own: one gather for each slot."""
-    batch, channels, height, width = images.shape
+    """Blend where pixels come from other places, or a cell has partners of its own: one gather for each slot.
+
+    `own` [b, C, H, W] are some of the images, from number `first` on, with their rows of the plan, whose partners count
+    in the whole batch; `pixels` [B * H * W, C] are all images.
+    """
+    batch, channels, height, width = own.shape
     size = (height, width)
     weights = grid.expand(partner_weights(shares, window, size), size)
-    own = torch.arange(batch, device=images.device).view(batch, 1, 1)
-    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
-    mixed = torch.zeros_like(images)
+    itself = torch.arange(first, first + batch, device=own.device).view(batch, 1, 1)
+    mixed = torch.zeros_like(own) if into is None else into.zero_()
     for slot in range(partners.shape[1] + 1):
-        source = own if slot == 0 else _per_pixel(partners[:, slot - 1], size)
+        source = itself if slot == 0 else _per_pixel(partners[:, slot - 1], size)
         rows, columns, seen = coordinates(
-            size, None if moves is None else moves[:, slot], place if slot == 1 else None, images.device
+            size, None if moves is None else moves[:, slot], place if slot == 1 else None, own.device
         )
         index = (source * height + rows) * width + columns
         shown = pixels.index_select(0, index.expand(batch, height, width).reshape(-1))
         shown = shown.view(batch, height, width, channels).permute(0, 3, 1, 2)
         weight = 1.0 - weights.sum(1) if slot == 0 else weights[:, slot - 1]
-        mixed = mixed.addcmul_(shown, (weight * seen).to(images.dtype).unsqueeze(1))
+        mixed = mixed.addcmul_(shown, (weight * seen).to(own.dtype).unsqueeze(1))
     return mixed
 
 

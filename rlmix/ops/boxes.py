@@ -25,3 +25,57 @@ def centred(centre: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     half = side // 2
     return (centre - half).clamp(0, size), (centre + half).clamp(0, size)
+
+
+def around(centre: Tensor, half: Tensor, size: int) -> Tensor:
+    """Return what `interval` gives for `centred`, in fewer operations: 1.0 where centre - half <= i < centre + half.
+
+    Args:
+        centre: float32 [B], whole numbers in [0, size).
+        half: float32 [B], whole numbers in [0, size].
+        size: pixels along this side of the image.
+
+    Returns:
+        float32 [B, size].
+    """
+    middles = torch.arange(0.5, size, device=centre.device)
+    return ((middles - centre.unsqueeze(1)).abs_() < half.unsqueeze(1)).float()
+
+
+def inside(position: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return [first, last) of an interval of `side` pixels that lies in the image as a whole.
+
+    Args:
+        position: float32 [B] in [0, 1): where among the places that the interval has; uniform numbers give each place
+            equally often.
+        side: int64 [B] in [0, size].
+        size: pixels along this side of the image.
+
+    Returns:
+        Two int64 [B] with 0 <= first, last = first + side <= size.
+    """
+    first = (position * (size - side + 1)).long()
+    return first, first + side
+
+
+def lattice(side: Tensor, period: int, size: int) -> Tensor:
+    """Return 1.0 at the first `side` pixels of every period: int64 [B] -> float32 [B, size]."""
+    return (torch.arange(size, device=side.device) % period < side.unsqueeze(1)).float()
+
+
+def fit(first: Tensor, last: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the scale and the shift that show all `size` pixels of a source in [first, last), nearest neighbour.
+
+    Pixel first + k of the image shows the source's pixel floor((first + k - shift) * scale) = (k * size) // (last -
+    first). The shift lies half of the rule's smallest step before `first`, so that float32 rounding of the quotient
+    cannot reach the next whole number (for sides up to 1024 pixels at least).
+
+    Args:
+        first: int64 [B].
+        last: int64 [B], at least `first`; an empty interval counts as one pixel.
+        size: pixels of the source along this side.
+
+    Returns:
+        scale and shift, float32 [B].
+    """
+    return size / (last - first).clamp_min(1).float(), first.float() - 0.5 / size

@@ -187,6 +187,8 @@ def bits(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
 
 def joint_bits(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor]:
     """Return what `bits` gives for each (purpose, shape), hashed together: that takes fewer operations."""
+    if not wanted:
+        return []
     counts = [math.prod(shape) for _, shape in wanted]
     counters = torch.arange(1, max(counts) + 1, device=keys.device).mul_(_signed(_GOLDEN))
     words = [counters[:count] + _signed(_offset(purpose)) for count, (purpose, _) in zip(counts, wanted, strict=True)]
@@ -201,8 +203,8 @@ def _offset(purpose: int) -> int:
     return (purpose << 32) * _GOLDEN
 
 
-def _to_uniform64(drawn: Tensor) -> Tensor:
-    """Return float64 in (0, 1): the middles of 2**52 equal steps, so that a logarithm is finite at both ends."""
+def to_uniform64(drawn: Tensor) -> Tensor:
+    """Turn bits into float64 in (0, 1): the middles of 2**52 equal steps; a logarithm is finite at both ends."""
     return _shift(drawn, 12).double().add_(0.5).mul_(2.0**-52)
 
 
@@ -236,7 +238,7 @@ def to_beta(drawn: Tensor, alpha: float | Tensor) -> Tensor:
     flat = to_uniform(drawn[..., 0])
     if isinstance(alpha, float | int) and alpha == 1:
         return flat
-    radius, angle = _to_uniform64(drawn).unbind(-1)
+    radius, angle = to_uniform64(drawn).unbind(-1)
     concentration = alpha.to(drawn.device, torch.float64) if isinstance(alpha, Tensor) else alpha
     ratio = torch.sqrt(torch.expm1(torch.log(radius) / -concentration)) * torch.cos(2.0 * math.pi * angle)
     length = torch.hypot(ratio, torch.ones_like(ratio))
@@ -257,7 +259,7 @@ def integers(keys: Tensor, purpose: int, shape: tuple[int, ...], high: int) -> T
 
 def normal(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Return standard normal float32 [G, *shape] (Box and Muller 1958)."""
-    radius, angle = _to_uniform64(bits(keys, purpose, (*shape, 2))).unbind(-1)
+    radius, angle = to_uniform64(bits(keys, purpose, (*shape, 2))).unbind(-1)
     return (torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)).float()
 
 

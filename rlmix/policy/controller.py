@@ -13,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from rlmix._files import sha256_of
-from rlmix._mix import check_batch, mix
+from rlmix._mix import check_batch, check_dense, mix
 from rlmix.errors import CheckpointError, InputError, UnknownNameError, nearest
 from rlmix.ops import rng
 from rlmix.ops.rng import Streams
+from rlmix.plan import MixPlan
 from rlmix.policy.artifact import load
 from rlmix.policy.decision import Decision
 from rlmix.policy.observer import Batch, Training, check_pair
 from rlmix.policy.sources import Learned
 from rlmix.policy.sources import source as resolve
+from rlmix.saliency.bank import SaliencyBank, check_mirrored
+from rlmix.saliency.input_gradient import input_gradient
+from rlmix.types import SaliencySource
 
 _LOGGER = logging.getLogger("rlmix")
 # Words under the seed: the mixing of step t and the exploration of decision j.
@@ -73,6 +77,14 @@ class MixController:
         validation: images and labels for the policy to look at, or a function that returns them at each decision.
         explore: draw from the policy's distribution instead of taking the most probable entry.
         allow: names of the catalogue entries that may be chosen; None allows all.
+        saliency: where methods with saliency get their maps from. None: the gradient of the model that is given in the
+            call, a pass of its own. A function (images, labels) -> maps [B, h, w], such as
+            `rlmix.saliency.Detector()`: that. A `SaliencyBank`: the bank, which the training's own backward pass
+            then refreshes at every step, whatever the method; the call needs `ids`.
+        refresh_every: k, to write into the bank at every k-th call what a clean pass of the model says of the unmixed
+            batch; None never does.
+        label_smoothing: in [0, 1]; this much of each target row is spread evenly over the classes. For class numbers
+            only.
         check: whether labels and images are read to check their values; None does so on the CPU only.
 
     Raises:
@@ -101,6 +113,9 @@ class MixController:
         validation: Batch | Callable[[], Batch] | None = None,
         explore: bool = False,
         allow: Sequence[str] | None = None,
+        saliency: SaliencySource | SaliencyBank | None = None,
+        refresh_every: int | None = None,
+        label_smoothing: float = 0.0,
         check: bool | None = None,
     ) -> None:
         _check_whole("num_classes", num_classes, 1)
@@ -110,6 +125,26 @@ class MixController:
             _check_whole("num_examples", num_examples, 1)
         if validation is not None and not callable(validation):
             check_pair(validation)
+        self._bank: SaliencyBank | None = None
+        self._provider: SaliencySource | None = None
+        if isinstance(saliency, SaliencyBank):
+            self._bank = saliency
+        elif saliency is None or callable(saliency):
+            self._provider = saliency
+        else:
+            raise InputError(
+                "`saliency` must be a function (images, labels) -> maps [B, h, w] or a SaliencyBank, got "
+                f"{type(saliency).__name__}. Maps of one batch belong to `rlmix.mix`."
+            )
+        if refresh_every is not None:
+            _check_whole("refresh_every", refresh_every, 1)
+            if self._bank is None:
+                raise InputError(
+                    "`refresh_every` refreshes a bank, and there is none. Give saliency=SaliencyBank(num_examples)."
+                )
+        if isinstance(label_smoothing, bool) or not 0.0 <= label_smoothing <= 1.0:
+            raise InputError(f"`label_smoothing` must be in [0, 1], got {label_smoothing!r}.")
+        self._refresh_every, self._label_smoothing = refresh_every, label_smoothing
         self._training = Training(
             total_steps=total_steps,
             num_classes=num_classes,
@@ -137,38 +172,61 @@ class MixController:
         """
         return cls(Learned(load(path)), **arguments)
 
-    def __call__(self, images: Tensor, labels: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        model: nn.Module | None = None,
+        ids: Tensor | None = None,
+        *,
+        mirrored: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Mix a batch.
 
         Args:
             images: [B, C, H, W] floating point, any device; never written.
-            labels: whole numbers [B] in [0, num_classes).
+            labels: class numbers, whole [B] in [0, num_classes); or dense targets, floating point [B, num_classes] in
+                [0, 1], of which a policy that looks sees the largest class.
             model: the classifier, for methods with saliency and for policies that look at it. It is left as it was.
+            ids: for a `SaliencyBank`: whole numbers [B], which training example each image is, each once. On the CPU,
+                where a loader gives them, they are checked.
+            mirrored: for a `SaliencyBank`: bool [B], which images were mirrored left to right.
 
         Returns:
-            Images like those given, and targets float32 [B, num_classes].
+            Images like those given, and targets float32 [B, num_classes]. With a bank the images are part of a graph,
+            so that the loop's `loss.backward()` refreshes the bank.
 
         Raises:
-            InputError: a batch of a wrong form, or every allowed entry needs saliency and there is no model.
+            InputError: a batch of a wrong form, or every allowed entry needs saliency and there is neither a model nor
+                `saliency`; with a bank, ids that are missing, unknown, repeated, or of another batch.
         """
         # Shapes now, values in `mix`; the observer checks those of the few batches that it looks at.
-        labels = check_batch(images, labels, self._training.num_classes, check=False)
+        dense = labels.dim() == 2 and labels.is_floating_point()
+        check = check_dense if dense else check_batch
+        labels = check(images, labels, self._training.num_classes, check=False)
+        remembered = None if self._bank is None else _remembered(self._bank, images, ids, mirrored)
         if self._number < len(self._points):
             steps_left = self._points[self._number] - self._step
-            self._observer.see(images, labels, steps_left)
+            self._observer.see(images, labels.argmax(1) if dense else labels, steps_left)
             if steps_left == 0:
                 self._decide(model)
+        if remembered is not None and self._refresh_every is not None and self._step % self._refresh_every == 0:
+            labels = check(images, labels, self._training.num_classes, check=self._training.check)
+            remembered.update(_clean(model, images, labels))
         batch = mix(
             images,
             labels,
             self._source.methods[self._entry],
             num_classes=self._training.num_classes,
             generator=Streams([mixing_key(self._seed, self._step)]),
+            saliency=self._provider if remembered is None else remembered.read,
             model=model,
+            label_smoothing=self._label_smoothing,
             check=self._training.check,
         )
         self._step += 1
-        return batch.images, batch.targets
+        mixed = batch.images if remembered is None else remembered.watch(batch.images, batch.plan)
+        return mixed, batch.targets
 
     def observe(self, *, loss: Tensor | float | None = None, lr: Tensor | float | None = None) -> None:
         """Tell of the step whose batch was mixed last; may stand anywhere between two calls.
@@ -214,6 +272,7 @@ class MixController:
             "seen": self._seen,
             "decisions": [(step, json.dumps(decision.to_json())) for step, decision in self._log],
             "observer": self._observer.state(),
+            "bank": None if self._bank is None else self._bank.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,7 +289,15 @@ class MixController:
                 raise CheckpointError(
                     f"the state belongs to another training: its `{name}` is {saved[name]!r}, here {mine[name]!r}."
                 )
+            bank = state.get("bank")
+            if (bank is None) != (self._bank is None):
+                has = ("one", "none") if self._bank is None else ("none", "one")
+                raise CheckpointError(
+                    f"the state belongs to another training: of saliency banks it has {has[0]}, this one {has[1]}."
+                )
             log = [(step, Decision.from_json(json.loads(text))) for step, text in state["decisions"]]
+            if self._bank is not None and bank is not None:
+                self._bank.load_state_dict(bank)
             self._observer.load_state(state["observer"])
             self._seen = None if state["seen"] is None else tuple(state["seen"])
             self._step, self._number = int(state["step"]), int(state["number"])
@@ -259,7 +326,8 @@ class MixController:
         while number + 1 < len(self._points) and self._points[number + 1] == self._step:
             # In a training of fewer steps than decisions, the last one of a step counts.
             number += 1
-        allowed = self._plain if model is None else self._allowed
+        without = model is None and self._provider is None and self._bank is None
+        allowed = self._plain if without else self._allowed
         observation = self._observer.look(model, self._step)
         explore = Streams([rng.derive(self._seed, _EXPLORATION, number)]) if self._explore else None
         entry = self._source.choose(number, observation, allowed, explore)
@@ -277,7 +345,7 @@ class MixController:
         blocked = [name for name, named in zip(names, (self._allowed & ~allowed).tolist(), strict=True) if named]
         return InputError(
             f"{', '.join(f'`{name}`' for name in blocked)}: needs saliency, and nothing else can be chosen. Saliency "
-            "comes from the model: mixer(images, labels, model=model)."
+            "comes from the model: mixer(images, labels, model=model), or from MixController(..., saliency=...)."
         )
 
     def _end(self) -> int:
@@ -296,6 +364,49 @@ class MixController:
             "total_steps": self._training.total_steps,
             "seed": self._seed,
         }
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class _Remembered:
+    """A bank's side of one batch: rows int64 [B] of the bank, and which images are mirrored, bool [B] or None."""
+
+    bank: SaliencyBank
+    rows: Tensor
+    mirrored: Tensor | None
+
+    def read(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the maps: a saliency source for this batch."""
+        return self.bank.read(self.rows, self.mirrored)
+
+    def update(self, maps: Tensor) -> None:
+        """Write maps."""
+        self.bank.update(self.rows, maps, self.mirrored)
+
+    def watch(self, images: Tensor, plan: MixPlan) -> Tensor:
+        """Return mixed images whose backward pass refreshes the bank."""
+        return self.bank.watch(images, self.rows, plan, self.mirrored)
+
+
+def _remembered(bank: SaliencyBank, images: Tensor, ids: Tensor | None, mirrored: Tensor | None) -> _Remembered:
+    """Check the ids of a batch, and bring the bank to the images' device."""
+    if ids is None:
+        raise InputError(
+            "the saliency bank needs to know the examples: mixer(images, labels, ids=ids), their numbers in the "
+            "training set. Let the data set return its index beside image and label."
+        )
+    rows = bank.to(images.device).rows(ids)
+    if len(rows) != len(images):
+        raise InputError(f"`ids` must be [{len(images)}], one for each image, got {list(ids.shape)}.")
+    check_mirrored(mirrored, len(rows))
+    return _Remembered(bank, rows, mirrored)
+
+
+def _clean(model: nn.Module | None, images: Tensor, labels: Tensor) -> Tensor:
+    """Return what the model says of an unmixed batch, [B, H, W]."""
+    if model is None:
+        raise InputError("`refresh_every` needs the model: mixer(images, labels, model=model, ids=ids).")
+    return input_gradient(model, images, labels)
 
 
 def mixing_key(seed: int, step: int) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rlmix.errors import InputError, nearest
 from rlmix.ops.modules import kept_random_state, unwrap
+from rlmix.saliency._layers import check_features, find_layer
 
 
 def feature_map(model: nn.Module, images: Tensor, layer: str | None = None) -> Tensor:
@@ -29,23 +31,18 @@ def feature_map(model: nn.Module, images: Tensor, layer: str | None = None) -> T
         InputError: no such layer, no convolution, a layer that did not run, or features that are no maps.
     """
     network = unwrap(model)
-    modules = dict(network.named_modules())
-    if layer is None:
-        convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-        if not convolutions:
-            raise InputError("the model has no `Conv2d` to take features from. Name a `layer`, or use input_gradient.")
-        layer = convolutions[-1]
-    if layer not in modules:
-        raise InputError(f"the model has no layer `{layer}`. {nearest(layer, [name for name in modules if name])}")
-    seen: list[Tensor] = []
-    handle = modules[layer].register_forward_hook(lambda module, args, output: seen.append(output))
+    name, module = find_layer(network, layer)
+    seen: list[Any] = []
+    handle = module.register_forward_hook(lambda module, args, output: seen.append(_own_copy(output)))
     tensors = {name: value.detach().clone() for name, value in network.named_buffers()}
     try:
         with torch.no_grad(), kept_random_state(images.device):
             functional_call(network, tensors, (images,))
     finally:
         handle.remove()
-    if not seen or not isinstance(seen[-1], Tensor) or seen[-1].dim() != 4:
-        given = list(seen[-1].shape) if seen and isinstance(seen[-1], Tensor) else "nothing"
-        raise InputError(f"layer `{layer}` must give features [B, channels, h, w], got {given}. Name another `layer`.")
-    return seen[-1].float().abs().sum(1)
+    return check_features(name, seen).abs_().sum(1)
+
+
+def _own_copy(output: Any) -> Any:
+    """Return features that the next layer, an activation in place perhaps, cannot write."""
+    return output.float().clone() if isinstance(output, Tensor) else output

@@ -181,7 +181,8 @@ class MethodContract:
         mixed, targets = apply(images, whole), whole.soft_targets(labels, groups * size)
         for group in range(groups):
             rows = slice(group * size, (group + 1) * size)
-            alone = method.plan(MixInputs(size, 8, 8, saliency=inputs.saliency[rows]), Streams([keys[group]]))
+            given = MixInputs(size, 8, 8, saliency=inputs.saliency[rows], images=images[rows])
+            alone = method.plan(given, Streams([keys[group]]))
             assert torch.equal(apply(images[rows], alone), mixed[rows])
             assert torch.equal(alone.soft_targets(torch.arange(size), size), targets[rows, rows])
 

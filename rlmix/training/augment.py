@@ -13,6 +13,11 @@ _ROWS = 101
 _COLUMNS = 102
 
 
+def mirrored(batch: int, key: int, device: torch.device) -> Tensor:
+    """Return which images `augmented` mirrors: bool [batch]."""
+    return rng.uniform(torch.tensor([key], device=device), _FLIP, (batch,))[0] < 0.5
+
+
 def augmented(images: Tensor, key: int) -> Tensor:
     """Return each image mirrored with probability one half and shifted by up to an eighth of its height and width.
 
@@ -29,7 +34,7 @@ def augmented(images: Tensor, key: int) -> Tensor:
     batch, _, height, width = images.shape
     pads = (height // 8, width // 8)
     keys = torch.tensor([key], device=images.device)
-    flips = rng.uniform(keys, _FLIP, (batch,))[0] < 0.5
+    flips = mirrored(batch, key, images.device)
     tops, lefts = (
         rng.integers(keys, purpose, (batch,), 2 * pad + 1)[0]
         for purpose, pad in zip((_ROWS, _COLUMNS), pads, strict=True)

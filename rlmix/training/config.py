@@ -15,6 +15,7 @@ from rlmix.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 Device = Literal["auto", "cpu", "cuda"]
+Saliency = Literal["gradient", "bank", "fine_grained"]
 
 
 @final
@@ -33,6 +34,10 @@ class TrainConfig:
         method: the mix method of the whole training, unless there is a policy.
         params: the method's parameters.
         policy: folder of a learned policy, or None.
+        saliency: where methods with saliency get their maps from: "gradient" (a pass of its own through the network),
+            "bank" (a map remembered for each training image, refreshed by the training's own backward passes) or
+            "fine_grained" (a detector that looks at the picture alone).
+        refresh_every: steps between two passes of their own that also refresh the bank; 0 makes none.
         epochs: passes over the training images.
         batch_size: images in a step; fewer if there are not so many.
         lr: step size at the beginning; it falls to 0 as a cosine.
@@ -52,6 +57,8 @@ class TrainConfig:
     method: str = "uniform"
     params: Mapping[str, Any] = field(default_factory=dict)
     policy: str | None = None
+    saliency: Saliency = "gradient"
+    refresh_every: int = 0
     epochs: int = 20
     batch_size: int = 128
     lr: float = 0.1
@@ -75,13 +82,18 @@ class TrainConfig:
             )
         if self.seed >= 2**63:
             raise ConfigError(f"`seed` must be below 2**63, got {self.seed}.")
+        if self.refresh_every and self.saliency != "bank":
+            raise ConfigError(
+                f"`refresh_every` {self.refresh_every} refreshes the bank, but `saliency` is {self.saliency}. Set "
+                "saliency=bank, or leave `refresh_every` out."
+            )
         if self.policy is not None and self.params:
             raise ConfigError(f"`params` {dict(self.params)} belong to a method, but `policy` is given. Leave one out.")
 
 
 _LOWEST = {
     "image_size": 1, "limit": 1, "validation": 0, "epochs": 1, "batch_size": 1, "momentum": 0, "weight_decay": 0,
-    "seed": 0, "checkpoint_every": 0,
+    "seed": 0, "checkpoint_every": 0, "refresh_every": 0,
 }  # fmt: skip
 
 

@@ -30,13 +30,16 @@ from rlmix.policy.artifact import DOCUMENT
 from rlmix.policy.artifact import load as load_policy
 from rlmix.policy.controller import MixController
 from rlmix.policy.decision import Decision
-from rlmix.training.augment import augmented
+from rlmix.saliency.bank import SaliencyBank
+from rlmix.saliency.detector import Detector
+from rlmix.training.augment import augmented, mirrored
 from rlmix.training.batches import batches, split
 from rlmix.training.checkpoint import restore, save
-from rlmix.training.config import TrainConfig
+from rlmix.training.config import Saliency, TrainConfig
 from rlmix.training.data import Arrays, load
 from rlmix.training.models.registry import build, init
 from rlmix.training.models.standardize import Standardize
+from rlmix.types import SaliencySource
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.yaml"
@@ -210,7 +213,17 @@ class _Run:
             seed=config.seed,
             num_examples=self.count,
             validation=self.splits.validation,
+            saliency=self._saliency(),
+            refresh_every=config.refresh_every or None,
         )
+
+    def _saliency(self) -> SaliencySource | SaliencyBank | None:
+        sources: dict[Saliency, Callable[[], SaliencySource | SaliencyBank | None]] = {
+            "gradient": lambda: None,
+            "bank": lambda: SaliencyBank(self.count, device=self.device),
+            "fine_grained": Detector,
+        }
+        return sources[self.config.saliency]()
 
     def train(self, board: Board, hook: Hook) -> None:
         """Take all the steps that are left."""
@@ -219,8 +232,8 @@ class _Run:
         images, labels = self.splits.train
         self.model.train()
         for step, rows in batches(self.count, self.batch_size, self.config.epochs, self.config.seed, self.step):
-            rows = rows.to(self.device)
-            self._train_step(board, step, images[rows], labels[rows])
+            there = rows.to(self.device)
+            self._train_step(board, step, images[there], labels[there], rows)
             self.step = step + 1
             if self.step % every == 0 or self.step == self.total_steps:
                 self._curves(board, every)
@@ -232,14 +245,16 @@ class _Run:
                 self.save()
                 board.flush()
 
-    def _train_step(self, board: Board, step: int, images: Tensor, labels: Tensor) -> None:
+    def _train_step(self, board: Board, step: int, images: Tensor, labels: Tensor, ids: Tensor) -> None:
         """Take one step: what anybody's training loop would do."""
         lr = self.config.lr * 0.5 * (1.0 + math.cos(math.pi * step / self.total_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        turned = None
         if self.arrays.natural:
-            images = augmented(images, rng.derive(self.config.seed, _AUGMENT, step))
-        mixed, targets = self.mixer(images, labels, model=self.model)
+            key = rng.derive(self.config.seed, _AUGMENT, step)
+            images, turned = augmented(images, key), mirrored(len(images), key, self.device)
+        mixed, targets = self.mixer(images, labels, model=self.model, ids=ids, mirrored=turned)
         logits = self.model(mixed)
         loss = soft_cross_entropy(logits, targets).mean()
         self.optimizer.zero_grad(set_to_none=True)
@@ -266,7 +281,7 @@ class _Run:
             by_method = {name: values[-1] for name, values in self._probabilities().items()}
             board.scalars(step, {f"policy/probability/{name}": value for name, value in by_method.items()})
         if step % max(1, self.total_steps // _GRIDS) == 0:
-            board.mixed(step, mixed, targets, self.arrays.classes)
+            board.mixed(step, mixed.detach(), targets, self.arrays.classes)
 
     def _probabilities(self) -> dict[str, list[float]]:
         """Return how probable each method was at each decision of a learned policy; empty without one."""

@@ -55,6 +55,13 @@ def test_it_trains_and_says_where_everything_lies(tmp_path: Path, capsys: pytest
     assert result["seed"] == 5
 
 
+def test_the_source_of_saliency_is_named_on_the_command_line(tmp_path: Path) -> None:
+    """And is written down, so that going on uses it again."""
+    assert run(*QUICK, "--method", "rmix", "--saliency", "bank", "--out", tmp_path) == 0
+    assert run("--resume", "--out", tmp_path) == 0
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["config"]["saliency"] == "bank"
+
+
 def test_json_is_all_that_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A script reads it."""
     assert run(*QUICK, "--method", "none", "--out", tmp_path, "--json") == 0
@@ -140,6 +147,7 @@ def test_the_folder_is_named_by_what_is_trained(asked: dict[str, Any]) -> None:
         (["--method", "mixpu"], "Did you mean `mixup`?"),
         (["--param", "alpha"], "must have the form key=value"),
         (["--set", "epoch=3"], "Did you mean `epochs`?"),
+        (["--saliency", "map"], "`saliency`: input should be 'gradient', 'bank' or 'fine_grained'"),
         (["--set", "lr=fast"], "`lr`: input should be a valid number"),
         (["--data", "cifar10", "--data-dir", "/nowhere"], "there is no `/nowhere/cifar-10-batches-py`"),
         (["--policy", "/nowhere"], "policy.json"),

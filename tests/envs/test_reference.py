@@ -100,7 +100,7 @@ def test_an_instance_of_the_same_name_but_other_content_has_its_own_row(many):
     assert table.of([many.instances[0]]).item() != table.of([changed]).item()
 
 
-@pytest.mark.parametrize("text", ["{", '{"schema": "rlmix.reference/2", "digest": "0", "rows": {}}', "[]"])
+@pytest.mark.parametrize("text", ["{", '{"schema": "rlmix.reference/3", "digest": "0", "rows": {}}', "[]"])
 def test_a_damaged_table_is_named(many, text):
     """Half a file must not become half a table."""
     path = references(many).path

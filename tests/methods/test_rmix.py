@@ -11,7 +11,7 @@ from torch.nn import functional
 from rlmix import apply
 from rlmix.errors import InputError, MethodError
 from rlmix.methods import get
-from rlmix.ops import rng
+from rlmix.ops import grid, rng
 from rlmix.ops.rng import Streams
 from rlmix.testing.methods import batch_of
 
@@ -64,6 +64,61 @@ def test_the_compact_form_is_equal_to_the_published_steps(side: int, seed: int) 
     mixed, targets = published_steps(images, labels, inputs.saliency, side, levels, plan.partners[:, 0], lam)
     assert torch.allclose(apply(images, plan), mixed, atol=2e-6)
     assert torch.allclose(plan.soft_targets(labels, 7), targets, atol=1e-6)
+
+
+def other_rule(rule: str, mine: bool, theirs: bool, lam: float) -> float:
+    """Return the own image's weight in a cell, by the rules that the released code holds and does not use."""
+    if rule == "top":
+        return 1.0 if mine else 0.0
+    if mine == theirs:
+        return 1.0 if rule == "differ" else lam
+    if rule == "differ":
+        return 0.0
+    return 0.0 if mine else 1.0
+
+
+@pytest.mark.parametrize("scope", ["image", "batch"])
+@pytest.mark.parametrize("rule", ["least", "top", "differ"])
+def test_the_other_rules_are_those_of_a_loop(rule: str, scope: str) -> None:
+    """Cell by cell on a grid that does not divide the image, and the label by the pixels."""
+    size = (10, 15)
+    images, labels, inputs = batch_of(7, size)
+    assert inputs.saliency is not None
+    streams = Streams([6])
+    levels = torch.linspace(0.1, 0.9, 7)
+    method = get("rmix", grids=(4,), rule=rule, alpha=2.0, threshold=levels, scope=scope)
+    plan = method.plan(inputs, streams)
+    lams = rng.beta(streams.values, rng.LAM, (7,) if scope == "image" else (1,), 2.0)[0].expand(7).tolist()
+    cells = grid.pool(inputs.saliency, (4, 4))
+    salient = [
+        [[bool(value >= torch.quantile(cells[row].flatten(), levels[row])) for value in line] for line in cells[row]]
+        for row in range(7)
+    ]
+    mixed, targets = torch.zeros_like(images), torch.zeros(7, 7)
+    for row, partner in enumerate(plan.partners[:, 0].tolist()):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                down, across = (y * 4) // size[0], (x * 4) // size[1]
+                own = other_rule(rule, salient[row][down][across], salient[partner][down][across], lams[row])
+                mixed[row, :, y, x] = own * images[row, :, y, x] + (1.0 - own) * images[partner, :, y, x]
+                targets[row, row] += own / (size[0] * size[1])
+                targets[row, partner] += (1.0 - own) / (size[0] * size[1])
+    assert torch.allclose(apply(images, plan), mixed, atol=2e-6)
+    assert torch.allclose(plan.soft_targets(labels, 7), targets, atol=2e-6)
+    assert method.labels_by_area
+
+
+def test_the_slip_of_the_released_code_can_be_reproduced() -> None:
+    """Pixels of "least" with the labels of "blend": the label of the salient side for the other side's pixels."""
+    images, labels, inputs = batch_of(9, (16, 16))
+    slip, least, blend = (
+        get("rmix", grids=(4,), **params).plan(inputs, Streams([2]))
+        for params in ({"rule": "least", "released_labels": True}, {"rule": "least"}, {"rule": "blend"})
+    )
+    assert torch.equal(apply(images, slip), apply(images, least))
+    assert torch.equal(slip.soft_targets(labels, 9), blend.soft_targets(labels, 9))
+    assert not torch.allclose(slip.lam, least.lam, atol=1e-2)
+    assert not get("rmix", rule="least", released_labels=True).labels_by_area
 
 
 def test_levels_keep_the_number_of_cells_of_the_specification() -> None:
@@ -124,5 +179,9 @@ def test_bad_parameters_and_small_images_are_refused() -> None:
         get("rmix", grids=(0,))
     with pytest.raises(MethodError, match=r"`threshold` must be a number in \[0, 1\], got 1.5"):
         get("rmix", threshold=1.5)
+    with pytest.raises(MethodError, match="`rule` must be one of 'blend', 'least', 'top', 'differ', got 'most'"):
+        get("rmix", rule="most")
+    with pytest.raises(MethodError, match="True is for rule='least' only, got True with rule='top'"):
+        get("rmix", rule="top", released_labels=True)
     with pytest.raises(InputError, match=r"need images of at least 4 pixels a side, got 3x8"):
         get("rmix").plan(batch_of(2, (3, 8))[2], Streams([0]))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rlmix import apply
-from rlmix.errors import MethodError, UnknownNameError
+from rlmix import MixInputs, apply
+from rlmix.errors import InputError, MethodError, UnknownNameError
 from rlmix.methods import get, names
 from rlmix.ops import rng
 from rlmix.ops.rng import Streams
@@ -72,6 +74,43 @@ def test_it_holds_every_other_method_by_default_and_needs_what_they_need() -> No
     assert [member.name for member in method.members] == [name for name in names() if name != "uniform"]  # type: ignore[attr-defined]
     assert method.needs_saliency
     assert not get("uniform", members=("none", "cutmix")).needs_saliency
+
+
+def test_a_mixture_costs_what_its_members_cost() -> None:
+    """Whether operations grow, and in what steps, is the members' to say."""
+    assert not get("uniform", members=("none", "cutmix")).operations_grow
+    assert get("uniform", members=("none", "guidedmixup")).operations_grow
+    assert get("uniform", members=("none", "cutmix")).rows_together == 1
+    method = get("uniform")
+    assert all(method.rows_together % member.rows_together == 0 for member in method.members)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("scope", ["image", "batch"])
+@given(
+    size=st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    batch=st.integers(1, 6),
+    maps=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    key=st.integers(0, 2**63 - 1),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_method_at_once_serves_images_of_any_size(
+    scope: str, size: tuple[int, int], batch: int, maps: tuple[int, int], key: int
+) -> None:
+    """Odd sides, single rows, maps coarser and finer than the image: a plan, or an error that says what to give."""
+    images, labels = torch.rand(batch, 2, *size), torch.arange(batch)
+    inputs = MixInputs(batch, *size, saliency=torch.rand(batch, *maps), images=images, labels=labels)
+    try:
+        plan = get("uniform", scope=scope).plan(inputs, Streams([key]))
+    except InputError:
+        # Only the grids of R-Mix and Puzzle Mix ask for a least size.
+        if min(size) >= 4:
+            raise
+        return
+    mixed = apply(images, plan)
+    assert mixed.shape == images.shape
+    assert bool(((mixed >= -1e-6) & (mixed <= 1.0 + 1e-6)).all())
+    sums = plan.soft_targets(labels, batch).sum(1)
+    assert torch.allclose(sums, torch.ones(batch), atol=1e-6)
 
 
 def test_a_mixture_may_hold_a_mixture() -> None:

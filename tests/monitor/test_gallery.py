@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,11 +16,11 @@ from rlmix.monitor.gallery import (
     SIDE,
     Photos,
     bundled_photos,
-    fine_grained_maps,
     folder_photos,
     gallery_figure,
     gallery_methods,
 )
+from rlmix.saliency import fine_grained, to_uint8
 
 
 def small(count: int = 3) -> Photos:
@@ -50,12 +50,40 @@ def test_every_registered_method_has_its_row() -> None:
     assert captions[:3] == ["λ = 1.00\na 100%", "λ = 1.00\nb 100%", "λ = 1.00\nc 100%"]
 
 
-def test_the_saliency_row_says_which_maps_they_are() -> None:
-    """Without the row nobody can tell why a method chose its places; without need it is left out."""
-    figure = gallery_figure(small(), [get("rmix")])
-    assert "OpenCV" in figure.get_supxlabel()
-    without = gallery_figure(small(), [get("cutmix")])
-    assert without.get_supxlabel() == ""
+def panels(names: tuple[str, ...], photos: Photos) -> list[Any]:
+    """Return all pictures of a gallery in the order in which they are drawn, as arrays."""
+    figure = gallery_figure(photos, [get(name) for name in names])
+    return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
+
+
+def test_maps_stand_beside_the_mixes_of_methods_that_look_at_them() -> None:
+    """Without them nobody can tell why a method chose its places; the others have none."""
+    photos = small()
+    maps = fine_grained(to_uint8(photos.images)).numpy()
+    shown = panels(("cutmix", "rmix"), photos)
+    # Each column has an image and a mark; the originals and R-Mix have a map, too.
+    assert len(shown) == 3 * 3 + 3 * 2 + 3 * 3
+    found = [panel for panel in shown if panel.ndim == 2]
+    for column in range(3):
+        np.testing.assert_array_equal(found[column], maps[column])
+        np.testing.assert_array_equal(found[3 + column], maps[column])
+    assert not [panel for panel in panels(("cutmix",), photos) if panel.ndim == 2]
+
+
+def test_marks_show_where_the_pixels_of_a_mix_come_from() -> None:
+    """They are mixed by the very plan; without mixing they are those of the originals, each of another colour."""
+    photos = small()
+    shown = panels(("none", "cutmix"), photos)
+    pictures, marks = shown[0::2], shown[1::2]
+    for column in range(3):
+        np.testing.assert_array_equal(marks[3 + column], marks[column])
+        own = (pictures[6 + column] == pictures[column]).all(2)
+        np.testing.assert_array_equal((marks[6 + column] == marks[column]).all(2), own)
+        partner = (column + 1) % 3
+        np.testing.assert_array_equal(marks[6 + column][~own], marks[partner][~own])
+    colours = np.stack([mark.mean((0, 1)) for mark in marks[:3]])
+    assert np.abs(colours[:, None] - colours).max(2)[~np.eye(3, dtype=bool)].min() > 0.2
+    assert (marks[0][0, 0] > marks[0][-1, -1] + 0.2).all()
 
 
 def test_the_gallery_depends_on_its_seed_alone() -> None:
@@ -68,19 +96,6 @@ def test_the_gallery_depends_on_its_seed_alone() -> None:
 
     assert captions(1) == captions(1)
     assert captions(1) != captions(2)
-
-
-def test_maps_are_opencvs_and_in_range() -> None:
-    """Channels in the wrong order would look plausible."""
-    images = small().images
-    maps = fine_grained_maps(images)
-    assert maps.shape == (3, 32, 32)
-    assert 0 <= maps.min() < maps.max() <= 1
-    pixels = (images[0].permute(1, 2, 0) * 255).round().byte().numpy()
-    _, expected = cv2.saliency.StaticSaliencyFineGrained.create().computeSaliency(
-        np.ascontiguousarray(pixels[..., ::-1])
-    )
-    np.testing.assert_array_equal(maps[0].numpy(), expected)
 
 
 def test_photographs_of_a_folder_are_taken_evenly(tmp_path: Path) -> None:

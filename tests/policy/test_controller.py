@@ -29,6 +29,7 @@ from rlmix.policy.network import Layers, PolicyNetwork
 from rlmix.policy.probe import forward
 from rlmix.policy.signals import Context, History, names, signals
 from rlmix.policy.sources import Schedule
+from rlmix.saliency import Detector, SaliencyBank, fine_grained, input_gradient
 from rlmix.types import MixInputs
 
 CLASSES, SIZE, STEPS, HORIZON = 10, 32, 48, 8
@@ -90,18 +91,21 @@ class Loop:
         return cls(model, optimizer, torch.rand(600, 1, 8, 8), torch.randint(CLASSES, (600,)))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(step * SIZE, (step + 1) * SIZE) % 400
+        rows = self.ids(step)
         return self.images[rows], self.labels[rows]
 
     @property
     def validation(self) -> tuple[Tensor, Tensor]:
         return self.images[400:], self.labels[400:]
 
+    def ids(self, step: int) -> Tensor:
+        return torch.arange(step * SIZE, (step + 1) * SIZE) % 400
+
     def run(self, mixer: MixController, steps: range, *, model: bool = True) -> list[tuple[Tensor, Tensor]]:
         mixed = []
         for step in steps:
             images, labels = self.batch(step)
-            mixed.append(mixer(images, labels, model=self.model if model else None))
+            mixed.append(mixer(images, labels, model=self.model if model else None, ids=self.ids(step)))
             loss = functional.cross_entropy(self.model(mixed[-1][0]), mixed[-1][1])
             loss.backward()
             self.optimizer.step()
@@ -475,6 +479,10 @@ def test_a_batch_of_one_image_works() -> None:
         ({"seed": -1}, "`seed` must be a whole number from 0"),
         ({"seed": True}, "`seed` must be a whole number"),
         ({"num_examples": 0}, "`num_examples` must be a whole number from 1"),
+        ({"saliency": torch.zeros(4, 2, 2)}, r"`saliency` must be a function .* or a SaliencyBank, got Tensor"),
+        ({"refresh_every": 3}, "`refresh_every` refreshes a bank, and there is none"),
+        ({"refresh_every": 0, "saliency": SaliencyBank(4)}, "`refresh_every` must be a whole number from 1"),
+        ({"label_smoothing": 1.5}, r"`label_smoothing` must be in \[0, 1\], got 1.5"),
         ({"validation": [1, 2, 3]}, "`validation` must be a pair of images and labels, .* got list"),
         ({"validation": torch.zeros(3)}, "`validation` must be a pair .* got Tensor"),
     ],
@@ -558,6 +566,178 @@ def test_a_method_of_ones_own_needs_no_registration() -> None:
     found = loop.run(mixer, range(4))
     assert mixer.decision == Decision("own", {"strength": 0.3})
     assert equal(found, Loop.new().run(controller(Decision("mixup", {"alpha": 0.3})), range(4)))
+
+
+def test_a_bank_gives_the_maps_and_the_training_refreshes_it() -> None:
+    """Against the same training with every step of the bank written out; the model runs once a step."""
+    loop, mixer = Loop.new(), controller("rmix", saliency=SaliencyBank(400, 4))
+    by_hand, bank = Loop.new(), SaliencyBank(400, 4)
+    found = loop.run(mixer, range(20), model=False)
+    for step in range(20):
+        images, labels = by_hand.batch(step)
+        keys, maps = Streams([derive(3, 1, step)]), bank.read(loop.ids(step))
+        batch = mix(images, labels, "rmix", num_classes=CLASSES, generator=keys, saliency=maps)
+        assert torch.equal(batch.images, found[step][0].detach())
+        assert torch.equal(batch.targets, found[step][1])
+        leaf = batch.images.requires_grad_()
+        functional.cross_entropy(by_hand.model(leaf), batch.targets).backward()
+        assert leaf.grad is not None
+        bank.refresh(loop.ids(step), batch.plan, leaf.grad)
+        by_hand.optimizer.step()
+        by_hand.optimizer.zero_grad()
+    assert torch.equal(mixer.state_dict()["bank"]["maps"], bank.state_dict()["maps"])
+    assert bank.known == 1.0
+
+
+def test_a_bank_is_kept_warm_by_methods_that_do_not_read_it() -> None:
+    """A policy may come to a method with saliency at any time; and a bank changes nothing of the others' mixing."""
+    bank = SaliencyBank(400, 4)
+    source = Schedule([(0, "cutmix"), (0.5, "rmix")])
+    watched = Loop.new().run(controller(source, saliency=bank), range(STEPS // 2), model=False)
+    assert bank.known == 1.0
+    assert equal(
+        [(mixed.detach(), targets) for mixed, targets in watched], Loop.new().run(controller(source), range(24))
+    )
+
+
+def test_a_bank_costs_no_pass_of_the_model_but_every_kth() -> None:
+    """One forward a step is the training's own; a clean pass at steps 0, 5 and 10."""
+    loop, calls = Loop.new(), []
+    for every in (None, 5):
+        model, mixer = Counting(), controller("rmix", saliency=SaliencyBank(400, 4), refresh_every=every)
+        for step in range(11):
+            images, labels = loop.batch(step)
+            mixed, targets = mixer(images, labels, model=model, ids=loop.ids(step))
+            functional.cross_entropy(model(mixed), targets).backward()
+        calls.append(model.calls)
+    assert calls == [11, 14]
+
+
+def test_a_clean_pass_is_what_the_bank_then_gives() -> None:
+    """At the very step; with images that were mirrored, maps in the example's own coordinates."""
+    loop, bank = Loop.new(), SaliencyBank(400, 4)
+    images, labels = loop.batch(0)
+    mirrored = torch.arange(SIZE) % 2 == 0
+    controller("rmix", saliency=bank, refresh_every=1)(
+        images, labels, model=loop.model, ids=loop.ids(0), mirrored=mirrored
+    )
+    expected = SaliencyBank(400, 4)
+    expected.update(loop.ids(0), input_gradient(loop.model, images, labels), mirrored)
+    assert torch.equal(bank.read(loop.ids(0)), expected.read(loop.ids(0)))
+
+
+def test_a_function_gives_the_maps_where_they_are_needed() -> None:
+    """The model is not asked; a method without saliency asks nobody."""
+    loop, seen = Loop.new(), []
+
+    def provider(images: Tensor, labels: Tensor) -> Tensor:
+        seen.append(labels)
+        return images.mean(1)
+
+    model = Counting()
+    images, labels = loop.batch(0)
+    found = controller("rmix", saliency=provider)(images, labels, model=model)
+    keys = Streams([derive(3, 1, 0)])
+    expected = mix(images, labels, "rmix", num_classes=CLASSES, generator=keys, saliency=images.mean(1))
+    assert equal([found], [(expected.images, expected.targets)])
+    controller("cutmix", saliency=provider)(images, labels, model=model)
+    assert (len(seen), model.calls) == (1, 0)
+    assert controller("rmix", saliency=Detector(fine_grained))(images, labels)[0].shape == images.shape
+
+
+def test_entries_with_saliency_may_be_chosen_where_a_bank_or_a_function_is_given() -> None:
+    """The model is not needed for them then."""
+    loop = Loop.new()
+    for saliency in (SaliencyBank(400, 4), lambda images, labels: images.mean(1)):
+        mixer = controller(always("rmix"), saliency=saliency)
+        mixer(*loop.batch(0), ids=loop.ids(0))
+        assert mixer.decision == Decision("rmix")
+
+
+@pytest.mark.parametrize("source", ["rmix", POLICY])
+def test_a_training_with_a_bank_is_resumed_exactly(source: Any, tmp_path: Path) -> None:
+    """The maps decide the mixing, so they belong to the checkpoint."""
+
+    def made() -> MixController:
+        return controller(source, saliency=SaliencyBank(400, 4), refresh_every=7)
+
+    whole, straight = made(), Loop.new()
+    expected = straight.run(whole, range(STEPS))
+    first, loop = made(), Loop.new()
+    before = loop.run(first, range(13))
+    save_tree(tmp_path / "checkpoint", first.state_dict())
+    second = made()
+    second.load_state_dict(load_tree(tmp_path / "checkpoint"))
+    after = loop.run(second, range(13, STEPS))
+    assert equal(before + after, expected)
+    assert equal_trees(second.state_dict()["bank"], whole.state_dict()["bank"])
+
+
+def test_a_state_with_another_bank_is_refused() -> None:
+    """With empty maps a resumed training would go another way."""
+    plain, banked = controller("rmix"), controller("rmix", saliency=SaliencyBank(400, 4))
+    with pytest.raises(CheckpointError, match="of saliency banks it has none, this one one"):
+        banked.load_state_dict(plain.state_dict())
+    with pytest.raises(CheckpointError, match="of saliency banks it has one, this one none"):
+        plain.load_state_dict(banked.state_dict())
+    with pytest.raises(CheckpointError, match="`num_examples` is 400, here 300"):
+        controller("rmix", saliency=SaliencyBank(300, 4)).load_state_dict(banked.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("ids", "mirrored", "match"),
+    [
+        (None, None, r"needs to know the examples: mixer\(images, labels, ids=ids\)"),
+        (torch.arange(3), None, r"`ids` must be \[4\], one for each image, got \[3\]"),
+        (torch.tensor([0, 1, 2, 400]), None, r"`ids` must be in \[0, 400\).* from 0 to 400"),
+        (torch.tensor([0, 1, 2, 1]), None, "example 1 more than once"),
+        (torch.arange(4), torch.ones(3).bool(), r"`mirrored` must be bool \[4\]"),
+    ],
+)
+def test_ids_that_a_bank_cannot_use_are_refused_and_do_not_count(
+    ids: Tensor | None, mirrored: Tensor | None, match: str
+) -> None:
+    """Before anything is mixed or learned, with methods that would not read the maps too."""
+    for source in ("rmix", "cutmix"):
+        bank = SaliencyBank(400, 4)
+        mixer, batch = controller(source, saliency=bank), good()
+        with pytest.raises(InputError, match=match):
+            mixer(*batch, ids=ids, mirrored=mirrored)
+        assert bank.known == 0.0
+        found = mixer(*batch, ids=torch.arange(4))
+        fresh = controller(source, saliency=SaliencyBank(400, 4))(*batch, ids=torch.arange(4))
+        assert equal([(found[0].detach(), found[1])], [(fresh[0].detach(), fresh[1])])
+
+
+def test_a_clean_pass_needs_the_model_and_good_labels() -> None:
+    """Said before the model is run."""
+    loop = Loop.new()
+    mixer = controller("rmix", saliency=SaliencyBank(400, 4), refresh_every=2)
+    images, labels = loop.batch(0)
+    with pytest.raises(InputError, match="`refresh_every` needs the model"):
+        mixer(images, labels, ids=loop.ids(0))
+    with pytest.raises(InputError, match=r"`labels` must be in \[0, 10\)"):
+        mixer(images, labels + 10, model=loop.model, ids=loop.ids(0))
+
+
+def test_label_smoothing_and_dense_labels_reach_the_targets() -> None:
+    """As in `rlmix.mix`; one-hot rows mix as class numbers do, and a policy sees their classes."""
+    loop = Loop.new()
+    images, labels = loop.batch(0)
+    mixed, plain = controller("cutmix")(images, labels)
+    smoothed = controller("cutmix", label_smoothing=0.1)(images, labels)
+    assert torch.equal(smoothed[0], mixed)
+    assert torch.allclose(smoothed[1], plain * 0.9 + 0.01)
+    one_hot = functional.one_hot(labels, CLASSES).float()
+    dense = controller("cutmix")(images, one_hot)
+    assert torch.equal(dense[0], mixed)
+    assert torch.allclose(dense[1], plain)
+    looks = [controller(), controller()]
+    looks[0](images, labels, model=loop.model)
+    looks[1](images, one_hot, model=loop.model)
+    assert looks[0].observation is not None
+    assert looks[1].observation is not None
+    assert torch.equal(looks[0].observation, looks[1].observation)
 
 
 @pytest.mark.gpu

@@ -55,3 +55,12 @@ def test_layers_that_do_not_serve_are_refused() -> None:
         feature_map(model, images, layer="5")
     with pytest.raises(InputError, match="the model has no `Conv2d`"):
         feature_map(nn.Flatten(), images)
+
+
+def test_an_activation_in_place_does_not_change_the_map() -> None:
+    """Many networks overwrite the features of their convolutions."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+    in_place = nn.Sequential(plain[0], nn.ReLU(inplace=True))
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(feature_map(in_place, images), feature_map(plain, images))

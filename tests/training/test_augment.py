@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlmix.training.augment import augmented
+from rlmix.training.augment import augmented, mirrored
 
 
 def pictures(batch: int, height: int, width: int) -> Tensor:
@@ -26,6 +26,15 @@ def test_every_image_is_one_of_its_shifts_or_their_mirrors() -> None:
         seen.update(found)
     # 30 cases, 400 images: one is missing with probability below 30 * exp(-400 / 30) = 5e-5, and the key is fixed.
     assert len(seen) == 30
+
+
+def test_it_can_be_told_which_images_were_mirrored() -> None:
+    """Maps that are kept for the images have to be turned with them."""
+    images = pictures(40, 4, 4)
+    turned = mirrored(40, 7, torch.device("cpu"))
+    assert turned.any()
+    assert not turned.all()
+    assert torch.equal(augmented(images, 7), torch.where(turned.view(-1, 1, 1, 1), images.flip(3), images))
 
 
 def test_the_result_is_a_function_of_the_key() -> None:

@@ -108,6 +108,15 @@ def test_nested_parts_are_checked_too(override: str, message: str) -> None:
         load_config(None, Outer, [override])
 
 
+def test_what_refreshes_a_bank_needs_one() -> None:
+    """The passes would be paid for and never used."""
+    with pytest.raises(ConfigError, match="`refresh_every` 4 refreshes the bank, but `saliency` is gradient. Set"):
+        load_config(None, TrainConfig, ["refresh_every=4"])
+    assert load_config(None, TrainConfig, ["refresh_every=4", "saliency=bank"]).refresh_every == 4
+    with pytest.raises(ConfigError, match="`saliency`: input should be 'gradient', 'bank' or 'fine_grained', got 'x'"):
+        load_config(None, TrainConfig, ["saliency=x"])
+
+
 def test_nested_parts_become_what_they_are_typed_as() -> None:
     """Dataclasses and pydantic models alike."""
     config = load_config(None, Outer, ["inner.size=4", "several=[{size: 2}]", "model.width=5", 'path="123"'])
