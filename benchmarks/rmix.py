@@ -114,7 +114,7 @@ def _case(batch: int, rounds: int, factor: int) -> Case:
         notes=(
             "From saliency maps to mixed images and label weights. The published steps, as the authors' code has them, "
             "bring the masks to the images' size, count pixels and blend twice; fed with the same numbers they give "
-            f"the same plan and images. `{ON_GRID}` stops after the quantile, and shows what that table costs; `{DRAW}` is "
-            "the plan alone."
+            f"the same plan and images. `{ON_GRID}` stops after the quantile: what that table costs. `{DRAW}` is the "
+            "plan alone."
         ),
     )

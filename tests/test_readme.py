@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +67,23 @@ def test_counts_of_another_torch_are_all_that_may_differ(generator: ModuleType) 
     theirs = "| `a` | x | 0 | 1,230 to 1,400 | 12 |\n| `b` | y | 0 | 68 + 7 B | 3 |\n" + note(torch="2.8.0")
     assert without_counts(mine) == without_counts(theirs)
     assert without_counts(mine) != without_counts(theirs.replace("| x |", "| z |"))
+
+
+def test_times_are_those_of_the_newest_results(
+    generator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results that time no methods, or none at all, leave the column out."""
+    monkeypatch.setattr(generator, "RESULTS", tmp_path)
+    assert generator.timings() is None
+    for file, hour, group, median in (("a", 3, "apply", 9.0), ("b", 2, "methods", 1.25), ("c", 1, "methods", 4.0)):
+        case = {"group": group, "candidates": {name: {"ms": {"median": median}} for name in ("mixup", "uniform")}}
+        machine = {"date": f"2026-01-02T0{hour}:00:00", "processor": "a processor", "torch": "2.15.0"}
+        result = {"environment": machine, "runs": [{"cases": [{"group": "cutmix", "candidates": {}}, case]}]}
+        (tmp_path / f"{file}.json").write_text(json.dumps(result), encoding="utf-8")
+    cells, note = generator.timings()
+    assert cells == {"mixup": "1,250", "uniform": generator.ITS_CHOICE}
+    assert "2026-01-02" in note
+    assert "b.json" in note
 
 
 def test_every_generated_block_is_shown_somewhere(generator: ModuleType) -> None:

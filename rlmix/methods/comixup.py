@@ -214,8 +214,8 @@ class CoMixup(AbstractMethod):
         partitions, size, cells = problem.start.shape
         if self.solver == "icm" or self.grid not in EXACT_GRIDS:
             shape = (partitions // problem.keys.shape[0], STARTS, cells)
-            starts = rng.uniform(problem.keys, rng.ROUND, shape).view(partitions, STARTS, cells)
-            return one_by_one(Multistart(self.grid, self.grid, starts))
+            chances = rng.uniform(problem.keys, rng.ROUND, shape).view(partitions, STARTS, cells)
+            return one_by_one(Multistart(self.grid, self.grid, chances))
         return one_by_one(Exact(self.grid, self.grid, size, problem.keys.device))
 
     def _as_plan(self, sources: Tensor, inputs: MixInputs) -> MixPlan:

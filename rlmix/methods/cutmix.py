@@ -15,7 +15,7 @@ from rlmix.methods.method import (
     check_pairing,
     check_positive,
     drawn_rows,
-    pair_and_bits,
+    pair_and_draw,
     per_row,
     rows_of,
 )
@@ -66,26 +66,35 @@ class CutMix(AbstractMethod):
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         rows = drawn_rows(inputs, self.scope)
-        partners, (lam, place) = pair_and_bits(
+        partners, (lam, place) = pair_and_draw(
             inputs, streams, self.pairing, (rng.LAM, (*rows, 2)), (rng.CENTRE, (2, *rows))
         )
         side = torch.sqrt(1.0 - rows_of(rng.to_beta(lam, per_row(self.alpha, inputs, self.scope)), inputs))
-        window = []
-        for axis, (position, length) in enumerate(zip(rng.to_uniform(place).unbind(1), inputs.size, strict=True)):
-            where = rows_of(position, inputs)
-            if self.exact_area:
-                whole = self._rounded(side * length, axis, inputs, streams)
-                window.append(boxes.interval(*boxes.inside(where, whole, length), length))
-            else:
-                window.append(boxes.around((where * length).floor_(), (side * (length / 2)).floor_(), length))
-        share = window[0].sum(1).mul_(window[1].sum(1)).div_(inputs.height * inputs.width)
+        where = place.transpose(0, 1).expand(2, inputs.groups, inputs.group_size).reshape(2, -1)
+        rows_seen, columns_seen = self._window(where, side, inputs, streams)
+        share = rows_seen.sum(1).mul_(columns_seen.sum(1)).div_(inputs.height * inputs.width)
         return MixPlan(
             size=inputs.size,
             partners=partners.unsqueeze(1),
             shares=torch.ones(1, 1, 1, 1, device=share.device),
             label_shares=share.unsqueeze(1),
-            window=(window[0], window[1]),
+            window=(rows_seen, columns_seen),
         )
+
+    def _window(self, where: Tensor, side: Tensor, inputs: MixInputs, streams: rng.Streams) -> tuple[Tensor, Tensor]:
+        """Return which rows and columns lie in the box, for places float64 [2, B] and sides, as shares, [B]."""
+        height, width = inputs.size
+        if self.exact_area:
+            spans = [
+                boxes.inside(where[axis], self._rounded(side * length, axis, inputs, streams), length)
+                for axis, length in enumerate(inputs.size)
+            ]
+            return boxes.interval(*spans[0], height), boxes.interval(*spans[1], width)
+        if height == width:
+            seen = boxes.around((where * height).floor_(), (side * (height / 2)).floor_(), height)
+            return seen[0], seen[1]
+        down = boxes.around((where[0] * height).floor_(), (side * (height / 2)).floor_(), height)
+        return down, boxes.around((where[1] * width).floor_(), (side * (width / 2)).floor_(), width)
 
     def _rounded(self, sides: Tensor, axis: int, inputs: MixInputs, streams: rng.Streams) -> Tensor:
         """Return whole sides, int64 [B], whose mean is `sides`: each axis is rounded for itself."""

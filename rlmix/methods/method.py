@@ -177,19 +177,19 @@ def pair(inputs: MixInputs, streams: rng.Streams, pairing: Pairing = "random") -
     "random" is a uniform permutation (an image may meet itself); "reverse" pairs the first with the last and so on,
     which costs no random numbers but never changes inside a sorted batch.
     """
-    return pair_and_bits(inputs, streams, pairing)[0]
+    return pair_and_draw(inputs, streams, pairing)[0]
 
 
-def pair_and_bits(
+def pair_and_draw(
     inputs: MixInputs, streams: rng.Streams, pairing: Pairing, *wanted: tuple[int, tuple[int, ...]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the partners and the random bits of other (purpose, shape), hashed together: fewer operations."""
+    """Return the partners, and what `rng.uniform64` gives for other (purpose, shape), drawn together."""
     if inputs.partners is not None:
-        return inputs.partners, rng.joint_bits(streams.values, *wanted)
+        return inputs.partners, rng.uniform64(streams.values, *wanted) if wanted else []
     if pairing == "reverse":
         within = torch.arange(inputs.group_size - 1, -1, -1, device=streams.values.device)
-        return _in_batch(within, inputs), rng.joint_bits(streams.values, *wanted)
-    order, *drawn = rng.joint_bits(streams.values, (rng.PARTNER, (inputs.group_size,)), *wanted)
+        return _in_batch(within, inputs), rng.uniform64(streams.values, *wanted) if wanted else []
+    order, *drawn = rng.uniform64(streams.values, (rng.PARTNER, (inputs.group_size,)), *wanted)
     return _in_batch(rng.to_permutation(order), inputs), drawn
 
 

@@ -13,7 +13,7 @@ from rlmix.methods.method import (
     check_pairing,
     check_positive,
     drawn_rows,
-    pair_and_bits,
+    pair_and_draw,
     per_row,
     rows_of,
 )
@@ -56,7 +56,7 @@ class Mixup(AbstractMethod):
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
         wanted = (rng.LAM, (*drawn_rows(inputs, self.scope), 2))
-        partners, (drawn,) = pair_and_bits(inputs, streams, self.pairing, wanted)
+        partners, (drawn,) = pair_and_draw(inputs, streams, self.pairing, wanted)
         share = 1.0 - rows_of(rng.to_beta(drawn, per_row(self.alpha, inputs, self.scope)), inputs)
         return MixPlan(
             size=inputs.size,

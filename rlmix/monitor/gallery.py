@@ -111,7 +111,8 @@ def gallery_methods(chosen: Sequence[str] = ()) -> list[AbstractMethod]:
     Raises:
         UnknownNameError: no method of such a name; the message has the nearest known one.
     """
-    # Each photograph gets numbers of its own; the cells that Puzzle Mix moves take as much of it as of a small image.
+    # Each photograph gets numbers of its own. The cells that Puzzle Mix moves take as much of a photograph as, by default,
+    # of a small image: with those of 4 pixels the transport would take minutes.
     wanted: dict[str, Any] = {"scope": "image", "t_size": SIDE // 8}
     return [
         get(name, **{key: value for key, value in wanted.items() if key in parameters(name)})

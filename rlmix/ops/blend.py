@@ -177,28 +177,49 @@ def blend_in_torch(
     """
     gathered = moves is not None or place is not None or partners.dim() == 4
     pixels = images.permute(0, 2, 3, 1).reshape(-1, images.shape[1]) if gathered else None
-
-    def part(rows: slice, into: Tensor | None) -> Tensor:
-        own, theirs = images[rows], partners[rows]
-        # One mask for the whole batch has a leading 1 and serves every part.
-        cells = shares if shares.shape[0] == 1 else shares[rows]
-        seen = None if window is None else (window[0][rows], window[1][rows])
-        if pixels is not None:
-            moved = None if moves is None else moves[rows]
-            placed = None if place is None else place[rows]
-            return _blend_gathered(own, rows.start, pixels, theirs, cells, seen, moved, placed, into)
-        if partners.shape[1] == 1:
-            return _blend_pairs(own, images, theirs[:, 0], cells[:, 0], seen, into)
-        return _blend_whole(own, images, theirs, cells, seen, into)
-
     if torch.compiler.is_compiling() or _needs_gradient(images, shares, *(window or ())):
         # Neither gradients nor the compiler allow to write into parts of a tensor; the compiler saves memory itself.
-        mixed = part(slice(0, images.shape[0]), None)
+        mixed = _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, None)
         return mixed if out is None else out.copy_(mixed)
     mixed = torch.empty_like(images) if out is None else out
-    for rows in _parts(images):
-        part(rows, mixed[rows])
+    parts = _parts(images)
+    if len(parts) == 1:
+        return _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, mixed)
+    for rows in parts:
+        _blend_rows(
+            images,
+            images[rows],
+            rows.start,
+            pixels,
+            partners[rows],
+            # One mask for the whole batch has a leading 1 and serves every part.
+            shares if shares.shape[0] == 1 else shares[rows],
+            None if window is None else (window[0][rows], window[1][rows]),
+            None if moves is None else moves[rows],
+            None if place is None else place[rows],
+            mixed[rows],
+        )
     return mixed
+
+
+def _blend_rows(
+    images: Tensor,
+    own: Tensor,
+    first: int,
+    pixels: Tensor | None,
+    partners: Tensor,
+    shares: Tensor,
+    window: Window | None,
+    moves: Tensor | None,
+    place: Tensor | None,
+    into: Tensor | None,
+) -> Tensor:
+    """Blend `own`, the images from number `first` on, with their rows of the plan; into a new tensor for None."""
+    if pixels is not None:
+        return _blend_gathered(own, first, pixels, partners, shares, window, moves, place, into)
+    if partners.shape[1] == 1:
+        return _blend_pairs(own, images, partners[:, 0], shares[:, 0], window, into)
+    return _blend_whole(own, images, partners, shares, window, into)
 
 
 def _parts(images: Tensor) -> list[slice]:

@@ -31,22 +31,22 @@ def around(centre: Tensor, half: Tensor, size: int) -> Tensor:
     """Return what `interval` gives for `centred`, in fewer operations: 1.0 where centre - half <= i < centre + half.
 
     Args:
-        centre: float32 [B], whole numbers in [0, size).
-        half: float32 [B], whole numbers in [0, size].
+        centre: floating point [..., B], whole numbers in [0, size).
+        half: floating point [B], whole numbers in [0, size].
         size: pixels along this side of the image.
 
     Returns:
-        float32 [B, size].
+        float32 [..., B, size].
     """
     middles = torch.arange(0.5, size, device=centre.device)
-    return ((middles - centre.unsqueeze(1)).abs_() < half.unsqueeze(1)).float()
+    return ((middles - centre.unsqueeze(-1)).abs_() < half.unsqueeze(-1)).float()
 
 
 def inside(position: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return [first, last) of an interval of `side` pixels that lies in the image as a whole.
 
     Args:
-        position: float32 [B] in [0, 1): where among the places that the interval has; uniform numbers give each place
+        position: floating point [B] in [0, 1): where among the places that the interval has; uniform numbers give each place
             equally often.
         side: int64 [B] in [0, size].
         size: pixels along this side of the image.

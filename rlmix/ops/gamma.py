@@ -16,7 +16,7 @@ _ROUNDS = 10
 def _log_gamma(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tensor) -> Tensor:
     """Return the logarithms of Gamma(alpha, 1) variates, float64 [G, *shape]; `alpha` as in `gamma`."""
     concentration = rng.on_device(alpha, torch.float64, keys.device).expand(keys.shape[0], *shape)
-    uniform = rng.to_uniform64(rng.bits(keys, purpose, (*shape, 3 * _ROUNDS + 1)))
+    uniform = rng.uniform64(keys, (purpose, (*shape, 3 * _ROUNDS + 1)))[0]
     radius, angle, chance = uniform[..., 1:].reshape(*uniform.shape[:-1], _ROUNDS, 3).unbind(-1)
     normal = torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
     # A shape below 1 is raised by 1 and brought down again by a power of a uniform number.

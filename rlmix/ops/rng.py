@@ -181,50 +181,66 @@ def bits(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
         purpose: what the numbers are for, from 0 to 2**31 - 1; different purposes give independent numbers.
         shape: shape for each key, at most 2**32 - 1 numbers.
     """
-    (drawn,) = joint_bits(keys, (purpose, shape))
-    return drawn
+    return _hashed(keys, ((purpose, math.prod(shape)),)).view(keys.shape[0], *shape)
 
 
-def joint_bits(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor]:
-    """Return what `bits` gives for each (purpose, shape), hashed together: that takes fewer operations."""
-    if not wanted:
-        return []
+def _hashed(keys: Tensor, wanted: tuple[tuple[int, int], ...]) -> Tensor:
+    """Return the bits of each (purpose, count), one after the other: int64 [G, sum of counts]."""
+    return _mix(_steps(wanted, keys.device) + (keys * _signed(_SPREAD)).unsqueeze(1))
+
+
+_KEPT_STEPS: dict[tuple[object, ...], Tensor] = {}
+_MOST_KEPT = 64
+
+
+def _steps(wanted: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    """Return the steps of the generator that belong to each (purpose, count): int64 [sum of counts].
+
+    They are the same for every key, so those of the last few shapes are kept: that is a quarter of the operations of
+    a draw.
+    """
+    if torch.compiler.is_compiling():
+        return _new_steps(wanted, device)
+    kept = _KEPT_STEPS.get((wanted, device))
+    if kept is not None:
+        return kept
+    steps = _new_steps(wanted, device)
+    if type(steps) is Tensor:
+        # What a tracer stands in for a tensor must not outlive it.
+        if len(_KEPT_STEPS) >= _MOST_KEPT:
+            _KEPT_STEPS.clear()
+        _KEPT_STEPS[wanted, device] = steps
+    return steps
+
+
+def _new_steps(wanted: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
+    counters = [
+        torch.arange((purpose << 32) + 1, (purpose << 32) + 1 + count, device=device) for purpose, count in wanted
+    ]
+    return torch.cat(counters).mul_(_signed(_GOLDEN))
+
+
+def uniform64(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor]:
+    """Return float64 [G, *shape] in (0, 1) for each (purpose, shape), hashed together: that takes fewer operations.
+
+    The numbers are the middles of 2**52 equal steps, so that a logarithm is finite at both ends.
+    """
     counts = [math.prod(shape) for _, shape in wanted]
-    counters = torch.arange(1, max(counts) + 1, device=keys.device).mul_(_signed(_GOLDEN))
-    words = [counters[:count] + _signed(_offset(purpose)) for count, (purpose, _) in zip(counts, wanted, strict=True)]
-    joined = words[0] if len(words) == 1 else torch.cat(words)
-    hashed = _mix(joined + (keys * _signed(_SPREAD)).unsqueeze(1))
-    drawn = [hashed] if len(words) == 1 else torch.split(hashed, counts, 1)
-    return [part.reshape(keys.shape[0], *shape) for part, (_, shape) in zip(drawn, wanted, strict=True)]
+    counted = tuple((purpose, count) for (purpose, _), count in zip(wanted, counts, strict=True))
+    numbers = _shift(_hashed(keys, counted), 12).double().add_(0.5).mul_(2.0**-52)
+    if len(counts) == 1:
+        return [numbers.view(keys.shape[0], *wanted[0][1])]
+    parts = torch.split(numbers, counts, 1)
+    return [part.reshape(keys.shape[0], *shape) for part, (_, shape) in zip(parts, wanted, strict=True)]
 
 
-def _offset(purpose: int) -> int:
-    """Return where the counter of a purpose begins, in steps of the generator."""
-    return (purpose << 32) * _GOLDEN
+def to_permutation(numbers: Tensor) -> Tensor:
+    """Turn random numbers [..., n] into uniform permutations of range(n), int64 [..., n]."""
+    return torch.argsort(numbers, dim=-1, stable=True)
 
 
-def to_uniform64(drawn: Tensor) -> Tensor:
-    """Turn bits into float64 in (0, 1): the middles of 2**52 equal steps; a logarithm is finite at both ends."""
-    return _shift(drawn, 12).double().add_(0.5).mul_(2.0**-52)
-
-
-def to_uniform(drawn: Tensor) -> Tensor:
-    """Turn bits into float32 in [0, 1), multiples of 2**-24."""
-    return _shift(drawn, 40).float().mul_(2.0**-24)
-
-
-def to_integers(drawn: Tensor, high: int) -> Tensor:
-    """Turn bits into int64 in [0, high); the bias of the reduction is below high / 2**31."""
-    return _shift(drawn, 33).mul_(high) >> 31
-
-
-def to_permutation(drawn: Tensor) -> Tensor:
-    """Turn bits [..., n] into uniform permutations of range(n), int64 [..., n]."""
-    return torch.argsort(drawn, dim=-1, stable=True)
-
-
-def to_beta(drawn: Tensor, alpha: float | Tensor) -> Tensor:
-    """Turn bits [..., 2] into Beta(alpha, alpha) variates, float32 [...] in [0, 1].
+def to_beta(numbers: Tensor, alpha: float | Tensor) -> Tensor:
+    """Turn uniform numbers [..., 2] into Beta(alpha, alpha) variates, float32 [...] in [0, 1].
 
     Student's t with 2 * alpha degrees of freedom in polar form (Bailey 1994,
     https://doi.org/10.1090/S0025-5718-1994-1219702-8), brought to [0, 1]: exact for every alpha, and nothing is
@@ -232,45 +248,46 @@ def to_beta(drawn: Tensor, alpha: float | Tensor) -> Tensor:
     quotient, because for a small alpha the difference would be rounded to 0. Beta(1, 1) is uniform.
 
     Args:
-        drawn: int64 [..., 2].
+        numbers: float64 [..., 2] in (0, 1).
         alpha: above 0; a float or a tensor that broadcasts to [...].
     """
-    flat = to_uniform(drawn[..., 0])
+    radius, angle = numbers.unbind(-1)
     if isinstance(alpha, float | int) and alpha == 1:
-        return flat
-    radius, angle = to_uniform64(drawn).unbind(-1)
-    concentration = alpha.to(drawn.device, torch.float64) if isinstance(alpha, Tensor) else alpha
+        return radius.float()
+    concentration = alpha.to(numbers.device, torch.float64) if isinstance(alpha, Tensor) else alpha
     ratio = torch.sqrt(torch.expm1(torch.log(radius) / -concentration)) * torch.cos(2.0 * math.pi * angle)
     length = torch.hypot(ratio, torch.ones_like(ratio))
     smaller = 0.5 / (length * (length + ratio.abs()))
-    variates = torch.where(ratio < 0, smaller, 1.0 - smaller).float()
-    return torch.where(alpha.to(drawn.device) == 1, flat, variates) if isinstance(alpha, Tensor) else variates
+    variates = torch.where(ratio < 0, smaller, 1.0 - smaller)
+    if isinstance(concentration, Tensor):
+        variates = torch.where(concentration == 1, radius, variates)
+    return variates.float()
 
 
 def uniform(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Return float32 [G, *shape] in [0, 1), multiples of 2**-24."""
-    return to_uniform(bits(keys, purpose, shape))
+    return _shift(bits(keys, purpose, shape), 40).float().mul_(2.0**-24)
 
 
 def integers(keys: Tensor, purpose: int, shape: tuple[int, ...], high: int) -> Tensor:
     """Return int64 [G, *shape] in [0, high); the bias of the reduction is below high / 2**31."""
-    return to_integers(bits(keys, purpose, shape), high)
+    return _shift(bits(keys, purpose, shape), 33).mul_(high) >> 31
 
 
 def normal(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """Return standard normal float32 [G, *shape] (Box and Muller 1958)."""
-    radius, angle = to_uniform64(bits(keys, purpose, (*shape, 2))).unbind(-1)
+    radius, angle = uniform64(keys, (purpose, (*shape, 2)))[0].unbind(-1)
     return (torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)).float()
 
 
 def beta(keys: Tensor, purpose: int, shape: tuple[int, ...], alpha: float | Tensor) -> Tensor:
     """Return Beta(alpha, alpha) variates, float32 [G, *shape] in [0, 1]; `alpha` as in `to_beta`."""
-    return to_beta(bits(keys, purpose, (*shape, 2)), alpha)
+    return to_beta(uniform64(keys, (purpose, (*shape, 2)))[0], alpha)
 
 
 def permutation(keys: Tensor, purpose: int, count: int) -> Tensor:
     """Return one uniform permutation of range(count) for each key, int64 [G, count]."""
-    return to_permutation(bits(keys, purpose, (count,)))
+    return to_permutation(uniform64(keys, (purpose, (count,)))[0])
 
 
 def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -281,7 +298,7 @@ def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -
 
 
 def _host_bits(key: int, purpose: int) -> int:
-    return _mix_host(key * _SPREAD + _offset(purpose) + _GOLDEN)
+    return _mix_host(key * _SPREAD + ((purpose << 32) + 1) * _GOLDEN)
 
 
 def host_uniform(key: int, purpose: int) -> float:

@@ -25,6 +25,12 @@ from torch import Tensor
 HALVES_BONUS = 5e-4
 # A half and one of its members differ by a quarter of what two inputs do: the squared distance of their shares, halved.
 MEMBER_COST = 0.25
+# How many labels the solvers look at: more are hardly ever near the cheapest anywhere.
+KEPT = 10
+# How many cells far messages go where no exact search follows.
+_CARRIED = 6
+# The chance of a cell to start with its second-best label.
+SECOND_BEST = 0.3
 # An output shows halves of at most this many of its inputs.
 _MOST_USED = 3
 
@@ -207,12 +213,48 @@ def _apart(uses: Tensor) -> Tensor:
 
 
 @final
+class _Beliefs:
+    """What a label comes to in a cell together with its surroundings, as far as messages between neighbours carry it.
+
+    Min-sum belief propagation, all messages at once in each sweep (Pearl 1988; exact on trees, near on grids).
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid, at least 2 cells in all.
+        device: where the inner problems live.
+        sweeps: how far messages are carried, in cells.
+    """
+
+    def __init__(self, height: int, width: int, device: torch.device, sweeps: int) -> None:
+        cells = torch.arange(height * width, device=device).view(height, width)
+        across, down = torch.stack([cells[:, :-1], cells[:, 1:]], 2), torch.stack([cells[:-1], cells[1:]], 2)
+        pairs = torch.cat([across.view(-1, 2), down.view(-1, 2)])
+        self._source, target = torch.cat([pairs, pairs.flip(1)]).unbind(1)
+        arrives, returns = target == self._source.unsqueeze(1), self._source == target.unsqueeze(1)
+        # A message is made of those that arrive at its source, but for the one that comes from its target.
+        self._passed = (arrives & ~returns).double()
+        self._received = (target == cells.view(-1, 1)).double()
+        self._sweeps = sweeps
+
+    def __call__(self, unary: Tensor, smooth: Tensor) -> Tensor:
+        """Return beliefs [P, cells, L] for U [P, cells, L] and b * V [P, L, L]."""
+        total = own = unary.index_select(1, self._source)
+        smooth = smooth.unsqueeze(1)
+        passed = self._passed.expand(own.shape[0], -1, -1)
+        message = (total.unsqueeze(2) + smooth).amin(3)
+        for _ in range(self._sweeps - 1):
+            total = torch.baddbmm(own, passed, message)
+            message = (total.unsqueeze(2) + smooth).amin(3)
+        return torch.baddbmm(unary, self._received.expand(own.shape[0], -1, -1), message)
+
+
+@final
 class Exact:
     """Solve inner problems on small grids by dynamic programming over rows of cells.
 
-    Three steps. Of all labels, the `kept` remain that come nearest to the cheapest one somewhere. A few rounds of
-    min-sum messages between neighbouring cells (belief propagation) then say what each label comes to in each cell
-    with its surroundings, and the `candidates` best of each cell remain. Among these the result is exact: the least
+    Three steps. Of all labels, the `kept` remain that come nearest to the cheapest one somewhere. Beliefs say what each
+    of them comes to with its surroundings, and the `candidates` best of each cell remain. Among these the result is
+    exact: the least
     cost of all rows above, for every labelling of a row, is carried down by one minimum a column, and the best
     labelling is read back from the last row upwards.
 
@@ -224,7 +266,7 @@ class Exact:
         inputs: m, of a partition.
         device: where the inner problems live.
         kept: labels that are kept of all.
-        sweeps: rounds of messages.
+        sweeps: of the messages that make the beliefs.
         candidates: labels that are kept in each cell; the work grows with candidates ** width.
     """
 
@@ -235,24 +277,14 @@ class Exact:
         inputs: int,
         device: torch.device,
         *,
-        kept: int = 8,
+        kept: int = KEPT,
         sweeps: int = 4,
-        candidates: int = 3,
+        candidates: int = 4,
     ) -> None:
         self._height, self._width = height, width
         candidates = min(candidates, inputs)
-        self._kept, self._sweeps, self._candidates = kept, sweeps, candidates
-        cells = torch.arange(height * width, device=device).view(height, width)
-        pairs = torch.cat([
-            torch.stack([cells[:, :-1], cells[:, 1:]], 2).view(-1, 2),
-            torch.stack([cells[:-1], cells[1:]], 2).view(-1, 2),
-        ])  # fmt: skip
-        self._source, target = torch.cat([pairs, pairs.flip(1)]).unbind(1)
-        arrives = target == self._source.unsqueeze(1)
-        returns = self._source == target.unsqueeze(1)
-        # A message is made of those that arrive at its source, but for the one that comes from its target.
-        self._passed = (arrives & ~returns).double()
-        self._received = (target == cells.view(-1, 1)).double()
+        self._kept, self._candidates = kept, candidates
+        self._beliefs = _Beliefs(height, width, device, sweeps)
         states = torch.arange(candidates**width, device=device)
         self._places = torch.stack([states // candidates**power % candidates for power in range(width - 1, -1, -1)], 1)
 
@@ -274,18 +306,6 @@ class Exact:
                 above = steps.amin(1)
             least.append(above.view(-1, candidates**self._width) + rows[:, row])
         return label.gather(2, self._trace(least, down))
-
-    def _beliefs(self, unary: Tensor, smooth: Tensor) -> Tensor:
-        """Return what each label [P, cells, K] costs with its surroundings, as far as messages have come."""
-        own = unary.index_select(1, self._source)
-        smooth = smooth.unsqueeze(1)
-        passed = self._passed.expand(own.shape[0], -1, -1)
-        total = own
-        for sweep in range(self._sweeps):
-            message = (total.unsqueeze(2) + smooth).amin(3)
-            if sweep < self._sweeps - 1:
-                total = torch.baddbmm(own, passed, message)
-        return torch.baddbmm(unary, self._received.expand(own.shape[0], -1, -1), message)
 
     def _edges(self, label: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
         """Return the costs between the candidates of neighbouring cells.
@@ -331,25 +351,22 @@ class Multistart:
     """Solve inner problems on grids of any size nearly exactly: iterated conditional modes from many starts.
 
     Besag 1986, https://doi.org/10.1111/j.2517-6161.1986.tb01412.x: in turn, all cells of one colour of a checkerboard
-    take the best label for what their neighbours show. It starts from each label everywhere and from random labels; the
-    best end counts.
+    take the best label for what their neighbours show. It starts from the labels that beliefs say are best, from the
+    same with some cells at their second best, and from each label everywhere; the best end counts.
 
     Args:
         height: rows of the grid.
         width: columns of the grid.
-        starts: float64 [P, S, cells] in [0, 1), the random starts as shares of the number of labels.
+        chances: [P, S, cells] in [0, 1), uniform: in each of S starts, cells below `SECOND_BEST` take that label.
         kept: labels that are kept of all, those that come nearest to the cheapest one somewhere.
     """
 
-    def __init__(self, height: int, width: int, starts: Tensor, *, kept: int = 8) -> None:
-        cells = torch.arange(height * width, device=starts.device)
-        rows, columns = cells // width, cells % width
-        apart = (rows.unsqueeze(1) - rows).abs() + (columns.unsqueeze(1) - columns).abs()
-        self._neighbours = (apart == 1).double()
-        self._dark = (rows + columns) % 2 == 0
-        # Information crosses a cell a half sweep: enough for the longest way there and back.
-        self._sweeps = 2 * (height + width)
-        self._starts, self._kept = starts, kept
+    def __init__(self, height: int, width: int, chances: Tensor, *, kept: int = KEPT) -> None:
+        rows, columns = (torch.arange(side, device=chances.device) for side in (height, width))
+        self._dark = ((rows.unsqueeze(1) + columns) % 2 == 0).flatten()
+        self._height, self._width = height, width
+        self._beliefs = _Beliefs(height, width, chances.device, _CARRIED)
+        self._second, self._kept = chances < SECOND_BEST, kept
 
     def __call__(self, unary: Tensor, smooth: Tensor) -> Tensor:
         """Return labels int64 [P, cells] of low cost, for U [P, cells, L] and b * V [P, L, L]."""
@@ -359,11 +376,13 @@ class Multistart:
         """Return the labels as int64 [P, cells, 1]."""
         partitions, cells, labels = unary.shape
         constant = torch.arange(labels, device=unary.device).view(1, -1, 1).expand(partitions, -1, cells)
-        label = torch.cat([constant, (self._starts * labels).long()], 1)
+        best, second = self._beliefs(unary, smooth).topk(2, 2, largest=False).indices.unsqueeze(1).unbind(3)
+        label = torch.cat([best, torch.where(self._second, second, best), constant], 1)
         unary = unary.unsqueeze(1)
-        for sweep in range(self._sweeps):
-            best = (unary + self._around(label, smooth)).argmin(3)
-            label = torch.where(self._dark if sweep % 2 else ~self._dark, best, label)
+        # A half sweep carries information by a cell: enough for the longest way.
+        for sweep in range(self._height + self._width):
+            better = (unary + self._around(label, smooth)).argmin(3)
+            label = torch.where(self._dark if sweep % 2 else ~self._dark, better, label)
         cost = (unary + 0.5 * self._around(label, smooth)).gather(3, label.unsqueeze(3)).sum((2, 3))
         first = cost.argmin(1).view(-1, 1, 1).expand(-1, 1, cells)
         return label.gather(1, first).transpose(1, 2)
@@ -372,7 +391,13 @@ class Multistart:
         """Return what each label would cost beside the labels [P, S, cells] of its neighbours, [P, S, cells, L]."""
         labels = smooth.shape[2]
         beside = smooth.gather(1, label.flatten(1).unsqueeze(2).expand(-1, -1, labels))
-        return self._neighbours @ beside.view(*label.shape, labels)
+        beside = beside.view(*label.shape[:2], self._height, self._width, labels)
+        around = torch.zeros_like(beside)
+        around[:, :, 1:] += beside[:, :, :-1]
+        around[:, :, :-1] += beside[:, :, 1:]
+        around[:, :, :, 1:] += beside[:, :, :, :-1]
+        around[:, :, :, :-1] += beside[:, :, :, 1:]
+        return around.flatten(2, 3)
 
 
 def _among_nearest(kept: int, unary: Tensor, smooth: Tensor, solve_kept: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -13,6 +13,8 @@ from rlmix.types import MixInputs
 
 # Loops whose length depends on the batch: the graph would hold hundreds of copies of their body.
 LOOPS = {"comixup", "guidedmixup", "uniform"}
+# Each number of cells has a graph of its own; one of them shows what all are like.
+OPTIONS = {"puzzlemix": {"grids": (4,)}}
 BATCH, SIDE, CLASSES = 6, 16, 5
 
 
@@ -23,7 +25,7 @@ def test_a_method_compiles_to_one_graph_that_serves_every_key(name: str) -> None
     generator = torch.Generator().manual_seed(0)
     images, maps = torch.rand(BATCH, 3, SIDE, SIDE, generator=generator), torch.rand(BATCH, 8, 8, generator=generator)
     labels = torch.arange(BATCH) % CLASSES
-    method = get(name)
+    method = get(name, **OPTIONS.get(name, {}))
     graphs: list[torch.fx.GraphModule] = []
 
     def mixed(streams: Streams) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,7 @@ def test_a_method_compiles_to_one_graph_that_serves_every_key(name: str) -> None
         for one, two in zip(given, mixed(Streams([key])), strict=True):
             torch.testing.assert_close(one, two, rtol=0.0, atol=1e-6)
         seen.add(tuple(given[0].flatten(1).sum(1).tolist()))
-    # A choice on the host (the number of cells of R-Mix and Puzzle Mix) has a graph for each of its values.
-    assert len(graphs) <= 4
+    # The choice on the host that R-Mix makes has a graph for each of its values, and torch adds one where it sees that
+    # a number changes.
+    assert len(graphs) <= 3
     assert len(seen) > 1 or name == "none"

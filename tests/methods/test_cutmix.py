@@ -23,7 +23,7 @@ def test_boxes_are_those_of_the_paper_drawn_by_a_loop() -> None:
     seen = sources_seen(plan)
     key = torch.tensor([77])
     lams = rng.beta(key, rng.LAM, (40,), 0.8)[0]
-    places = rng.uniform(key, rng.CENTRE, (2, 40))[0].T
+    places = rng.uniform64(key, (rng.CENTRE, (2, 40)))[0][0].T
     for row, partner in enumerate(plan.partners[:, 0].tolist()):
         mask = torch.zeros(size)
         cut = math.sqrt(1.0 - float(lams[row]))
@@ -67,7 +67,7 @@ def test_boxes_of_exact_area_are_drawn_by_a_loop() -> None:
     seen = sources_seen(plan)
     key = torch.tensor([77])
     lams = rng.beta(key, rng.LAM, (40,), 1.0)[0]
-    places, chances = rng.uniform(key, rng.CENTRE, (2, 40))[0].T, rng.uniform(key, rng.ROUND, (40, 2))[0]
+    places, chances = rng.uniform64(key, (rng.CENTRE, (2, 40)))[0][0].T, rng.uniform(key, rng.ROUND, (40, 2))[0]
     for row, partner in enumerate(plan.partners[:, 0].tolist()):
         mask, ranges = torch.zeros(size), []
         for axis in (0, 1):

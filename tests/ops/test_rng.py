@@ -50,8 +50,8 @@ def test_numbers_drawn_together_are_those_drawn_apart() -> None:
     """Methods that hash all their numbers at once must get the same ones."""
     keys = torch.tensor([3, rng.derive(1, 2)])
     wanted = ((rng.PARTNER, (5,)), (rng.LAM, (5, 2)), (rng.CENTRE, (1, 2)))
-    for drawn, (purpose, shape) in zip(rng.joint_bits(keys, *wanted), wanted, strict=True):
-        assert torch.equal(drawn, rng.bits(keys, purpose, shape))
+    for drawn, one in zip(rng.uniform64(keys, *wanted), wanted, strict=True):
+        assert torch.equal(drawn, rng.uniform64(keys, one)[0])
 
 
 def test_neighbouring_keys_and_counters_give_unrelated_bits() -> None:
