@@ -13,13 +13,30 @@ from typing import Any
 
 import torch
 
-from benchmarks import apply, calls, decision, methods, report, rmix
+from benchmarks import (
+    apply,
+    bank,
+    calls,
+    comixup,
+    decision,
+    fine_grained,
+    loss,
+    methods,
+    puzzlemix,
+    report,
+    rmix,
+)
 from benchmarks.timing import measure
 
 GROUPS = {
     "apply": apply.cases,
     "calls": calls.cases,
+    "loss": loss.cases,
+    "fine_grained": fine_grained.cases,
     "rmix": rmix.cases,
+    "puzzlemix": puzzlemix.cases,
+    "comixup": comixup.cases,
+    "bank": bank.cases,
     "methods": methods.cases,
     "decision": decision.cases,
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache, partial
 
-import gco
 import numpy as np
 import torch
 from sklearn.datasets import load_sample_images
@@ -62,6 +61,8 @@ def cut(problem: Problem) -> Tensor:
     level = np.arange(levels)
     differences = ((level[:, None] - level) ** 2 / (levels - 1) ** 2).astype(np.float32)
     costs, across, along = ((large * part).to(torch.int32).numpy() for part in (unary, right, down))
+    import gco
+
     labels = [
         gco.cut_grid_graph(costs[image], differences, along[image], across[image], algorithm="swap")
         for image in range(len(costs))

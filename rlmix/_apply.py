@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlmix.errors import PlanError
-from rlmix.ops.blend import blend
+from rlmix.ops.blend import Watch, blend
 from rlmix.plan import MixPlan
 
 
@@ -31,6 +31,11 @@ def apply(images: Tensor, plan: MixPlan, out: Tensor | None = None) -> Tensor:
         PlanError: the plan was drawn for another batch or image size, or lives on another device; the images are
             whole numbers; or `out` is not such a buffer, or gradients are asked for with it.
     """
+    return apply_watched(images, plan, out, None)
+
+
+def apply_watched(images: Tensor, plan: MixPlan, out: Tensor | None, watch: Watch | None) -> Tensor:
+    """Do what `apply` does, and show `watch` each part of the result, as `rlmix.ops.blend` says."""
     if images.dim() != 4:
         raise PlanError(f"`images` must be [B, C, H, W], got {list(images.shape)}.")
     if not images.is_floating_point():
@@ -45,7 +50,16 @@ def apply(images: Tensor, plan: MixPlan, out: Tensor | None = None) -> Tensor:
         raise PlanError(f"the plan is on {plan.partners.device}, the images on {images.device}. Use plan.to(device).")
     if out is not None:
         _check_buffer(out, images)
-    return blend(images, plan.partners, plan.shares, window=plan.window, moves=plan.moves, place=plan.place, out=out)
+    return blend(
+        images,
+        plan.partners,
+        plan.shares,
+        window=plan.window,
+        moves=plan.moves,
+        place=plan.place,
+        out=out,
+        watch=watch,
+    )
 
 
 def _check_buffer(out: Tensor, images: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlmix._apply import apply
+from rlmix._apply import apply, apply_watched
 from rlmix.errors import InputError
 from rlmix.methods.method import AbstractMethod
 from rlmix.methods.registry import get
@@ -69,7 +69,7 @@ def mix(
     if params and not isinstance(method, str):
         raise InputError(f"parameters {sorted(params)} were given beside a finished method. Give the method's name.")
     dense = labels.dim() == 2 and labels.is_floating_point()
-    labels = (check_dense if dense else check_batch)(images, labels, num_classes, check=check)
+    labels = (check_dense if dense else check_classes)(images, labels, num_classes, check=check)
     if not 0.0 <= label_smoothing <= (0.0 if dense else 1.0):
         limits = "0 with dense labels (smooth these before they are mixed)" if dense else "in [0, 1]"
         raise InputError(f"`label_smoothing` must be {limits}, got {label_smoothing!r}.")
@@ -78,6 +78,11 @@ def mix(
         key = streams.keys[0]
         chosen, settled = chosen.settle(key)
         streams = streams if settled == key else Streams([settled])
+    # Where nothing looks at the pixels before they are mixed, they are checked while the cache holds them mixed.
+    reads = _reads(images, check)
+    early = reads and (chosen.needs_saliency or chosen.looks_at_images)
+    if early:
+        _check_finite(images, _sum(images))
     maps, provider = saliency, "`saliency`"
     if maps is None and model is not None:
         maps, provider = partial(input_gradient, model), "rlmix.saliency.input_gradient"
@@ -92,7 +97,12 @@ def mix(
     )
     plan = chosen.plan(inputs, streams)
     targets = plan.mix_targets(labels) if dense else plan.soft_targets(labels, num_classes, label_smoothing)
-    return MixedBatch(apply(images, plan), targets, plan)
+    if early or not reads:
+        return MixedBatch(apply(images, plan), targets, plan)
+    sums: list[Tensor] = []
+    mixed = apply_watched(images, plan, None, lambda part: sums.append(_sum(part)))
+    _check_finite(images, *sums)
+    return MixedBatch(mixed, targets, plan)
 
 
 def check_batch(images: Tensor, labels: Tensor, num_classes: int, *, check: bool | None = None) -> Tensor:
@@ -107,6 +117,14 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, *, check: bool
     Raises:
         InputError: what is wrong, what was expected, how to mend it.
     """
+    numbers = check_classes(images, labels, num_classes, check=check)
+    if _reads(images, check):
+        _check_finite(images, _sum(images))
+    return numbers
+
+
+def check_classes(images: Tensor, labels: Tensor, num_classes: int, *, check: bool | None = None) -> Tensor:
+    """Check a batch with class numbers, but not its pixels; as `check_batch` otherwise."""
     _check_shapes(images, labels, num_classes)
     if labels.dim() != 1:
         raise InputError(
@@ -114,10 +132,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, *, check: bool
             "One-hot labels become class numbers by labels.argmax(1); soft labels and several labels an image are "
             "given as floating point, labels.float(), where they are taken (rlmix.mix)."
         )
-    numbers = check_class_numbers(labels, num_classes, check=check)
-    if _reads(images, check):
-        _check_finite(images)
-    return numbers
+    return check_class_numbers(labels, num_classes, check=check)
 
 
 def check_class_numbers(labels: Tensor, num_classes: int, *, check: bool | None = None) -> Tensor:
@@ -143,7 +158,7 @@ def check_class_numbers(labels: Tensor, num_classes: int, *, check: bool | None 
 
 
 def check_dense(images: Tensor, labels: Tensor, num_classes: int, *, check: bool | None = None) -> Tensor:
-    """Check a batch with dense labels at a front door and return these as float32.
+    """Check a batch with dense labels, but not its pixels, at a front door and return the labels as float32.
 
     Args:
         images: [B, C, H, W], floating point.
@@ -166,7 +181,6 @@ def check_dense(images: Tensor, labels: Tensor, num_classes: int, *, check: bool
             raise InputError(
                 f"dense `labels` must be in [0, 1], got values from {float(low):g} to {float(high):g}. Are they logits?"
             )
-        _check_finite(images)
     return labels.float()
 
 
@@ -195,10 +209,14 @@ def _reads(images: Tensor, check: bool | None) -> bool:
     return check if check is not None else images.device.type == "cpu"
 
 
-def _check_finite(images: Tensor) -> None:
+def _sum(images: Tensor) -> Tensor:
     # A NaN or an infinity survives a sum, which costs a tenth of looking at every pixel.
-    total = float(images.detach().sum(dtype=torch.float32))
-    if not math.isfinite(total) and not bool(torch.isfinite(images).all()):
+    return images.detach().sum(dtype=torch.float32)
+
+
+def _check_finite(images: Tensor, *sums: Tensor) -> None:
+    """Refuse images that hold a value that is not finite, of which the sums give a hint."""
+    if not all(math.isfinite(float(total)) for total in sums) and not bool(torch.isfinite(images).all()):
         raise InputError("`images` hold values that are not finite. Look for a division by zero in the transforms.")
 
 

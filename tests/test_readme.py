@@ -80,6 +80,7 @@ def test_times_are_those_of_the_newest_results(
         machine = {"date": f"2026-01-02T0{hour}:00:00", "processor": "a processor", "torch": "2.15.0"}
         result = {"environment": machine, "runs": [{"cases": [{"group": "cutmix", "candidates": {}}, case]}]}
         (tmp_path / f"{file}.json").write_text(json.dumps(result), encoding="utf-8")
+    (tmp_path / "d.json").write_text('{"environment": {}, "runs": {"another form": 1}}', encoding="utf-8")
     cells, note = generator.timings()
     assert cells == {"mixup": "1,250", "uniform": generator.ITS_CHOICE}
     assert "2026-01-02" in note

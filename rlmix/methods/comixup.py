@@ -93,7 +93,8 @@ class CoMixup(AbstractMethod):
         resolve: push outputs apart that show the same inputs before the last round.
         solver: "exact" (dynamic programming, grids of 2 and 4), "icm" (any grid, many starts), "auto" (the first where
             it can, else the second), or "compiled" ("exact" by machine code, grids up to 4, tensors on the CPU, after
-            `pip install rlmix[jit]`). They differ in speed, and seldom in a cell.
+            `pip install rlmix[jit]`). "compiled" always finds the optimum of an inner problem, the others nearly always
+            (the benchmarks say how often); after one that was missed, plans differ.
         scope: of the choice which rows are mixed at all; all other numbers are drawn for partitions.
         probability: the share of images that are mixed at all.
 

@@ -36,9 +36,8 @@ class SmoothMix(AbstractMethod):
 
     Use: instead of CutMix where a network might learn the straight edges of boxes: here there is no edge.
 
-    Source: Lee et al., CVPR Workshops 2020, https://paperswithcode.com/paper/smoothmix-a-simple-yet-effective-data,
-    with the distribution of OpenMixup's code, https://github.com/Westlake-AI/openmixup, which serves square images
-    only. That code gives the partner's mean weight to the own label; here each label weighs what its pixels do.
+    Source: Lee et al., CVPR Workshops 2020, in the form and with the distribution of OpenMixup's code,
+    https://github.com/Westlake-AI/openmixup, which serves square images only. That code gives the partner's mean weight to the own label; here each label weighs what its pixels do.
 
     Args:
         low: the smallest s, above 0, a float or a tensor [B].
@@ -52,7 +51,7 @@ class SmoothMix(AbstractMethod):
     """
 
     name: ClassVar[str] = "smoothmix"
-    source: ClassVar[str] = "Lee et al. 2020, https://paperswithcode.com/paper/smoothmix-a-simple-yet-effective-data"
+    source: ClassVar[str] = "Lee et al. 2020 (CVPR Workshops) in OpenMixup's form, https://github.com/Westlake-AI/openmixup"
 
     low: float | Tensor = 0.25
     high: float | Tensor = 0.5

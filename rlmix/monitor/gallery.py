@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import Tensor
 from rlmix._apply import apply
 from rlmix.errors import DataError, InputError
 from rlmix.methods.method import AbstractMethod
-from rlmix.methods.registry import get, names, parameters
+from rlmix.methods.registry import get, names
 from rlmix.methods.uniform import Uniform
 from rlmix.monitor.figures import INK, NOTE, soft_label
 from rlmix.ops import rng
@@ -111,13 +111,8 @@ def gallery_methods(chosen: Sequence[str] = ()) -> list[AbstractMethod]:
     Raises:
         UnknownNameError: no method of such a name; the message has the nearest known one.
     """
-    # Each photograph gets numbers of its own. The cells that Puzzle Mix moves take as much of a photograph as, by default,
-    # of a small image: with those of 4 pixels the transport would take minutes.
-    wanted: dict[str, Any] = {"scope": "image", "t_size": SIDE // 8}
-    return [
-        get(name, **{key: value for key, value in wanted.items() if key in parameters(name)})
-        for name in chosen or names()
-    ]
+    # Each photograph gets numbers of its own.
+    return [get(name, scope="image") for name in chosen or names()]
 
 
 def gallery_figure(photos: Photos, methods: Sequence[AbstractMethod], *, seed: int = 0) -> Figure:

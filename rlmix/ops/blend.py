@@ -11,6 +11,7 @@ its place; they round once where the reference rounds at each partner, so the la
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ _TRITON = importlib.util.find_spec("triton") is not None
 _LEAST_MAJOR = 8
 
 Window = tuple[Tensor, Tensor]
+Watch = Callable[[Tensor], object]
 
 
 def blend(
@@ -38,6 +40,7 @@ def blend(
     moves: Tensor | None = None,
     place: Tensor | None = None,
     out: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Blend each image with its partners.
 
@@ -57,21 +60,28 @@ def blend(
             floor((y - shift_y) * scale_y), held inside the image, and columns likewise; None stands for no change.
         out: where to write the result: shape, dtype, device and memory format of `images`, with which it shares no
             memory. No gradients flow then.
+        watch: called with each part of the result as soon as it is written, while the cache still holds it. A value
+            that is not finite in the images is not finite in the result, unless it is shown nowhere.
 
     Returns:
         [B, C, H, W], the dtype, device and memory format of `images`; `out` where it is given.
     """
     if partners.shape[1] == 0:
         # Only moves could change an image without partners, and nothing draws them.
-        return images.clone() if out is None else out.copy_(images)
+        return _watched(images.clone() if out is None else out.copy_(images), watch)
     rows, columns = window or (None, None)
     if not _is_fused(images, partners, (shares, rows, columns), moves, place, out):
-        return blend_in_torch(images, partners, shares, window=window, moves=moves, place=place, out=out)
+        return blend_in_torch(images, partners, shares, window=window, moves=moves, place=place, out=out, watch=watch)
     if out is None:
-        mixed: Tensor = torch.ops.rlmix.blend.default(images, partners, shares, rows, columns, moves, place)
-        return mixed
+        return _watched(torch.ops.rlmix.blend.default(images, partners, shares, rows, columns, moves, place), watch)
     torch.ops.rlmix.blend_into.default(out, images, partners, shares, rows, columns, moves, place)
-    return out
+    return _watched(out, watch)
+
+
+def _watched(mixed: Tensor, watch: Watch | None) -> Tensor:
+    if watch is not None:
+        watch(mixed)
+    return mixed
 
 
 def _has_kernels(device: torch.device) -> bool:
@@ -169,6 +179,7 @@ def blend_in_torch(
     moves: Tensor | None = None,
     place: Tensor | None = None,
     out: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Do what `blend` does, J at least 1, in plain torch: the reference.
 
@@ -180,11 +191,12 @@ def blend_in_torch(
     if torch.compiler.is_compiling() or _needs_gradient(images, shares, *(window or ())):
         # Neither gradients nor the compiler allow to write into parts of a tensor; the compiler saves memory itself.
         mixed = _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, None)
-        return mixed if out is None else out.copy_(mixed)
+        return _watched(mixed if out is None else out.copy_(mixed), watch)
     mixed = torch.empty_like(images) if out is None else out
     parts = _parts(images)
     if len(parts) == 1:
-        return _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, mixed)
+        _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, mixed)
+        return _watched(mixed, watch)
     for rows in parts:
         _blend_rows(
             images,
@@ -199,6 +211,7 @@ def blend_in_torch(
             None if place is None else place[rows],
             mixed[rows],
         )
+        _watched(mixed[rows], watch)
     return mixed
 
 
@@ -312,17 +325,25 @@ def _blend_gathered(
     size = (height, width)
     weights = grid.expand(partner_weights(shares, window, size), size)
     itself = torch.arange(first, first + batch, device=own.device).view(batch, 1, 1)
-    mixed = torch.zeros_like(own) if into is None else into.zero_()
-    for slot in range(partners.shape[1] + 1):
+
+    def shown(slot: int) -> tuple[Tensor, Tensor]:
+        """Return what a slot shows [b, C, H, W], and 0 where it shows zeros."""
         source = itself if slot == 0 else _per_pixel(partners[:, slot - 1], size)
         rows, columns, seen = coordinates(
             size, None if moves is None else moves[:, slot], place if slot == 1 else None, own.device
         )
         index = (source * height + rows) * width + columns
-        shown = pixels.index_select(0, index.expand(batch, height, width).reshape(-1))
-        shown = shown.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        found = pixels.index_select(0, index.expand(batch, height, width).reshape(-1))
+        return found.view(batch, height, width, channels).permute(0, 3, 1, 2), seen
+
+    if moves is None and partners.shape[1] == 1:
+        return torch.lerp(own, shown(1)[0], weights.to(own.dtype), out=into)
+    mixed = torch.zeros_like(own) if into is None else into.zero_()
+    for slot in range(partners.shape[1] + 1):
         weight = 1.0 - weights.sum(1) if slot == 0 else weights[:, slot - 1]
-        mixed = mixed.addcmul_(shown, (weight * seen).to(own.dtype).unsqueeze(1))
+        source, seen = (own, None) if slot == 0 and moves is None else shown(slot)
+        weight = weight if seen is None else weight * seen
+        mixed = mixed.addcmul_(source, weight.to(own.dtype).unsqueeze(1))
     return mixed
 
 

@@ -46,8 +46,8 @@ def inside(position: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return [first, last) of an interval of `side` pixels that lies in the image as a whole.
 
     Args:
-        position: floating point [B] in [0, 1): where among the places that the interval has; uniform numbers give each place
-            equally often.
+        position: floating point [B] in [0, 1): where among the places that the interval has; uniform numbers give each
+            place equally often.
         side: int64 [B] in [0, size].
         size: pixels along this side of the image.
 

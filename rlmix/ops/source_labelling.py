@@ -28,7 +28,7 @@ MEMBER_COST = 0.25
 # How many labels the solvers look at: more are hardly ever near the cheapest anywhere.
 KEPT = 10
 # How many cells far messages go where no exact search follows.
-_CARRIED = 6
+_CARRIED = 10
 # The chance of a cell to start with its second-best label.
 SECOND_BEST = 0.3
 # An output shows halves of at most this many of its inputs.
@@ -237,15 +237,28 @@ class _Beliefs:
         self._sweeps = sweeps
 
     def __call__(self, unary: Tensor, smooth: Tensor) -> Tensor:
-        """Return beliefs [P, cells, L] for U [P, cells, L] and b * V [P, L, L]."""
-        total = own = unary.index_select(1, self._source)
+        """Return the beliefs [P, cells, L] of the last sweep, for U [P, cells, L] and b * V [P, L, L]."""
+        return self._received_in(unary, self._messages(unary, smooth)[-1])
+
+    def best(self, unary: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best labels after each sweep [P, sweeps, cells], and the last one's best and second best."""
+        beliefs = [self._received_in(unary, message) for message in self._messages(unary, smooth)]
+        first, second = beliefs[-1].topk(2, 2, largest=False).indices.unsqueeze(1).unbind(3)
+        return torch.stack([belief.argmin(2) for belief in beliefs], 1), first, second
+
+    def _messages(self, unary: Tensor, smooth: Tensor) -> list[Tensor]:
+        """Return the messages [P, edges, L] of every sweep."""
+        own = unary.index_select(1, self._source)
         smooth = smooth.unsqueeze(1)
         passed = self._passed.expand(own.shape[0], -1, -1)
-        message = (total.unsqueeze(2) + smooth).amin(3)
+        messages = [(own.unsqueeze(2) + smooth).amin(3)]
         for _ in range(self._sweeps - 1):
-            total = torch.baddbmm(own, passed, message)
-            message = (total.unsqueeze(2) + smooth).amin(3)
-        return torch.baddbmm(unary, self._received.expand(own.shape[0], -1, -1), message)
+            total = torch.baddbmm(own, passed, messages[-1])
+            messages.append((total.unsqueeze(2) + smooth).amin(3))
+        return messages
+
+    def _received_in(self, unary: Tensor, message: Tensor) -> Tensor:
+        return torch.baddbmm(unary, self._received.expand(unary.shape[0], -1, -1), message)
 
 
 @final
@@ -279,7 +292,7 @@ class Exact:
         *,
         kept: int = KEPT,
         sweeps: int = 4,
-        candidates: int = 4,
+        candidates: int = 5,
     ) -> None:
         self._height, self._width = height, width
         candidates = min(candidates, inputs)
@@ -351,8 +364,9 @@ class Multistart:
     """Solve inner problems on grids of any size nearly exactly: iterated conditional modes from many starts.
 
     Besag 1986, https://doi.org/10.1111/j.2517-6161.1986.tb01412.x: in turn, all cells of one colour of a checkerboard
-    take the best label for what their neighbours show. It starts from the labels that beliefs say are best, from the
-    same with some cells at their second best, and from each label everywhere; the best end counts.
+    take the best label for what their neighbours show. It starts from the labels that beliefs say are best after each
+    sweep, from the last of these with some cells at their second best, and from each label everywhere; the best end
+    counts.
 
     Args:
         height: rows of the grid.
@@ -376,8 +390,8 @@ class Multistart:
         """Return the labels as int64 [P, cells, 1]."""
         partitions, cells, labels = unary.shape
         constant = torch.arange(labels, device=unary.device).view(1, -1, 1).expand(partitions, -1, cells)
-        best, second = self._beliefs(unary, smooth).topk(2, 2, largest=False).indices.unsqueeze(1).unbind(3)
-        label = torch.cat([best, torch.where(self._second, second, best), constant], 1)
+        each, best, second = self._beliefs.best(unary, smooth)
+        label = torch.cat([each, torch.where(self._second, second, best), constant], 1)
         unary = unary.unsqueeze(1)
         # A half sweep carries information by a cell: enough for the longest way.
         for sweep in range(self._height + self._width):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlmix._files import sha256_of
-from rlmix._mix import check_batch, check_dense, mix
+from rlmix._mix import check_classes, check_dense, mix
 from rlmix.errors import CheckpointError, InputError, UnknownNameError, nearest
 from rlmix.ops import rng
 from rlmix.ops.rng import Streams
@@ -202,7 +202,7 @@ class MixController:
         """
         # Shapes now, values in `mix`; the observer checks those of the few batches that it looks at.
         dense = labels.dim() == 2 and labels.is_floating_point()
-        check = check_dense if dense else check_batch
+        check = check_dense if dense else check_classes
         labels = check(images, labels, self._training.num_classes, check=False)
         remembered = None if self._bank is None else _remembered(self._bank, images, ids, mirrored)
         if self._number < len(self._points):
