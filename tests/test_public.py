@@ -37,8 +37,6 @@ PROMISED = {
         "spectral_residual",
         "to_uint8",
     },
-    "rlmix.compat.timm": {"Mixup"},
-    "rlmix.compat.torchvision": {"CutMix", "MixUp"},
     "rlmix.envs": {"MixVecEnv"},
     "rlmix.agents": {"evaluate", "train_ppo"},
     "rlmix.testing": {"MethodContract"},

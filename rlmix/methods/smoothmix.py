@@ -37,7 +37,8 @@ class SmoothMix(AbstractMethod):
     Use: instead of CutMix where a network might learn the straight edges of boxes: here there is no edge.
 
     Source: Lee et al., CVPR Workshops 2020, in the form and with the distribution of OpenMixup's code,
-    https://github.com/Westlake-AI/openmixup, which serves square images only. That code gives the partner's mean weight to the own label; here each label weighs what its pixels do.
+    https://github.com/Westlake-AI/openmixup, which serves square images only. That code gives the partner's mean weight
+    to the own label; here each label weighs what its pixels do.
 
     Args:
         low: the smallest s, above 0, a float or a tensor [B].

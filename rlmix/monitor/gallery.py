@@ -24,7 +24,8 @@ from rlmix.methods.uniform import Uniform
 from rlmix.monitor.figures import INK, NOTE, soft_label
 from rlmix.ops import rng
 from rlmix.plan import MixPlan
-from rlmix.saliency import fine_grained, to_uint8
+from rlmix.saliency._eight_bit import to_uint8
+from rlmix.saliency._fine_grained import fine_grained
 from rlmix.types import MixInputs
 
 SIDE = 224
