@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import report
-from benchmarks.comixup import BATCH, PARTITION, by_full_search, by_graph_cuts, gaps, recorded
+from benchmarks.comixup import BATCH, PARTITION, PIXELS, blobs, by_full_search, by_graph_cuts, gaps, recorded
 from rlmix import MixInputs, Streams, saliency
 from rlmix.methods.comixup import CoMixup
 from rlmix.ops.source_labelling import Exact, Inner, Instance, Multistart, energy_parts, one_by_one, solve
@@ -126,11 +126,12 @@ def measure(model: nn.Module, arrays: data.Arrays, side: int, threshold_rule: An
     return figures
 
 
-def memory(model: nn.Module, arrays: data.Arrays) -> float:
+def memory() -> float:
     """Return by how many MB the largest size of the process grows when one batch's plan is drawn."""
-    maps = saliency.input_gradient(model, arrays.train_images[:BATCH], arrays.train_labels[:BATCH])
+    maps, method = blobs(BATCH), CoMixup()
+    method.plan(MixInputs(4, PIXELS, PIXELS, saliency=maps[:4]), Streams([0]))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    CoMixup().plan(MixInputs(BATCH, *arrays.shape[1:], saliency=maps), Streams([0]))
+    method.plan(MixInputs(BATCH, PIXELS, PIXELS, saliency=maps), Streams([0]))
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
@@ -138,9 +139,10 @@ def main() -> int:
     """Measure, print and keep."""
     torch.set_num_threads(1)
     where = report.environment(["python", "-m", "benchmarks.comixup_energies"])
+    # First, because the size that the process reaches with the images would hide it.
+    grown = memory()
     arrays = data.load("cifar100")
     model, accuracy = trained(arrays)
-    grown = memory(model, arrays)
     runs = {
         f"{side} x {side} grid, {rule} threshold": measure(model, arrays, side, rule)
         for side, rule in ((4, "hard"), (4, "soft"), (2, "hard"))

@@ -56,7 +56,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "load_at_start": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{package: _version(package) for package in ("torch", "timm", "kornia")},
+        **{package: _version(package) for package in ("torch", "timm", "kornia", "mixup", "gco-wrapper", "numba")},
     }
 
 

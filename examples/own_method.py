@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import rlmix
-from rlmix.methods.method import AbstractMethod, check_positive, pair, per_row
+from rlmix.methods.method import AbstractMethod, check_positive, drawn_rows, pair, per_row, rows_of
 from rlmix.ops import rng
 from rlmix.plan import MixPlan
 from rlmix.types import MixInputs
@@ -25,10 +25,13 @@ from rlmix.types import MixInputs
 class Horizon(AbstractMethod):
     """Put the partner's rows below a random horizon.
 
+    Use: to see how a method is made.
+
     Source: Summers and Dinneen 2019, https://arxiv.org/abs/1805.11272.
 
     Args:
         alpha: concentration of the Beta distribution of the horizon's height, above 0.
+        scope: "image" draws a horizon for each image, "batch" one.
         probability: the share of images that are mixed at all.
 
     Raises:
@@ -44,7 +47,8 @@ class Horizon(AbstractMethod):
         check_positive("alpha", self.alpha)
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
-        lam = rng.beta(streams.values, rng.LAM, (inputs.group_size,), per_row(self.alpha, inputs)).flatten()
+        alpha = per_row(self.alpha, inputs, self.scope)
+        lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), alpha), inputs)
         first = (lam * inputs.height).long()
         rows = torch.arange(inputs.height, device=lam.device) >= first.unsqueeze(1)
         return MixPlan(

@@ -567,19 +567,20 @@ def _common_grid(shapes: Iterable[tuple[int, int]], size: tuple[int, int]) -> tu
 
 
 def _partners_on(plan: MixPlan, shape: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Return partners and label shares by cell of a grid (all weight spread by area), or as they are for None."""
-    if shape is None:
+    """Return partners and label shares by cell of a grid, or as they are for None.
+
+    All of a label share goes to the first of the new cells that have its partner: spread among them, its sum would not
+    have the same bits.
+    """
+    if shape is None or (plan.partners.dim() == 4 and _grid(plan.partners) == shape):
         return plan.partners, plan.label_shares
-    areas = grid.areas(plan.size, shape, plan.partners.device)
-    if plan.partners.dim() == 2:
-        partners = plan.partners.view(*plan.partners.shape, 1, 1).expand(-1, -1, *shape)
-        return partners, plan.label_shares.view(*plan.label_shares.shape, 1, 1) * areas
-    old = (plan.partners.shape[2], plan.partners.shape[3])
-    if old == shape:
-        return plan.partners, plan.label_shares
-    old_areas = grid.areas(plan.size, old, plan.partners.device)
-    density = grid.expand(plan.label_shares / old_areas, shape)
-    return grid.expand(plan.partners, shape), density * areas
+    partners, label_shares = plan.partners, plan.label_shares
+    if partners.dim() == 2:
+        partners, label_shares = partners[..., None, None], label_shares[..., None, None]
+    rows, columns = (grid.starts(new, old, partners.device) for new, old in zip(shape, _grid(partners), strict=True))
+    spread = label_shares.new_zeros(*partners.shape[:2], *shape)
+    spread[:, :, rows.unsqueeze(1), columns] = label_shares
+    return grid.expand(partners, shape), spread
 
 
 def _moves_on(plan: MixPlan, count: int, shape: tuple[int, int]) -> Tensor:

@@ -74,8 +74,8 @@ class CoMixup(AbstractMethod):
     Source: Kim, Choo, Jeong, Song 2021, https://arxiv.org/abs/2102.03065, Algorithm 1, as in the authors' code. Unlike
     there, a group need not be divisible by the partition (the rest is a smaller one, a single row stays unmixed), maps
     without a finite value above 0 count as uniform, and all rounds are carried out (the authors' code may stop early).
-    The authors find each output by a graph cut, which is not exact for more than two labels. Their threshold does
-    something from 6 inputs on: among m inputs an image has (m - 1) / m others on average.
+    The authors find each output by a graph cut, which is not exact for more than two labels. At the default threshold
+    diversity acts in partitions of 6 and more: by the others an image is shown (m - 1) / m times on average.
 
     Args:
         grid: cells along each side, at least 2.
@@ -91,7 +91,7 @@ class CoMixup(AbstractMethod):
         alpha: concentration of the prior, above 0.
         soft_labels: whether a cell may show two inputs by halves (from the second round on).
         resolve: push outputs apart that show the same inputs before the last round.
-        solver: "exact" (dynamic programming, grids of 2 and 4), "icm" (any grid, many starts), "auto" (the first where
+        solver: "exact" (dynamic programming, grids of 2 to 4), "icm" (any grid, many starts), "auto" (the first where
             it can, else the second), or "compiled" ("exact" by machine code, grids up to 4, tensors on the CPU, after
             `pip install rlmix[jit]`). "compiled" always finds the optimum of an inner problem, the others nearly always
             (the benchmarks say how often); after one that was missed, plans differ.

@@ -292,12 +292,28 @@ def _blend_whole(
     own: Tensor, images: Tensor, partners: Tensor, shares: Tensor, window: Window | None, into: Tensor | None
 ) -> Tensor:
     """Blend with several partners, each one image as a whole."""
-    weights = partner_weights(shares, window, (images.shape[2], images.shape[3]))
-    mixed = torch.mul(own, _spread(1.0 - weights.sum(1, keepdim=True), images), out=into)
+    steps = _steps(partner_weights(shares, window, (images.shape[2], images.shape[3])))
+    mixed = own
     for slot in range(partners.shape[1]):
-        theirs = _take(images, partners[:, slot], None)
-        mixed = mixed.addcmul_(theirs, _spread(weights[:, slot : slot + 1], images))
+        mixed = torch.lerp(
+            mixed, _take(images, partners[:, slot], None), _spread(steps[:, slot : slot + 1], own), out=into
+        )
     return mixed
+
+
+def _steps(weights: Tensor) -> Tensor:
+    """Return how far towards each partner to go, one after the other, so that their weights [B, J, h, w] come about.
+
+    Where one partner alone has a weight this is the weight itself, and the result has the bits that a blend with this
+    partner alone gives: what a row gets does not depend on which plans were joined with its own.
+    """
+    steps = list(weights.unbind(1))
+    rest = torch.ones_like(steps[-1])
+    for slot in range(len(steps) - 2, -1, -1):
+        rest = rest - weights[:, slot + 1]
+        # Where the later partners take all, nothing of this step is left to be seen.
+        steps[slot] = steps[slot] / rest.masked_fill(rest <= 0, 1.0)
+    return torch.stack(steps, 1)
 
 
 def _spread(weights: Tensor, images: Tensor) -> Tensor:
@@ -323,27 +339,23 @@ def _blend_gathered(
     """
     batch, channels, height, width = own.shape
     size = (height, width)
-    weights = grid.expand(partner_weights(shares, window, size), size)
+    steps = grid.expand(_steps(partner_weights(shares, window, size)), size).to(own.dtype)
     itself = torch.arange(first, first + batch, device=own.device).view(batch, 1, 1)
 
-    def shown(slot: int) -> tuple[Tensor, Tensor]:
-        """Return what a slot shows [b, C, H, W], and 0 where it shows zeros."""
+    def shown(slot: int) -> Tensor:
+        """Return what a slot shows: [b, C, H, W]."""
         source = itself if slot == 0 else _per_pixel(partners[:, slot - 1], size)
         rows, columns, seen = coordinates(
             size, None if moves is None else moves[:, slot], place if slot == 1 else None, own.device
         )
         index = (source * height + rows) * width + columns
         found = pixels.index_select(0, index.expand(batch, height, width).reshape(-1))
-        return found.view(batch, height, width, channels).permute(0, 3, 1, 2), seen
+        found = found.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return found if moves is None else found * seen.to(own.dtype).unsqueeze(1)
 
-    if moves is None and partners.shape[1] == 1:
-        return torch.lerp(own, shown(1)[0], weights.to(own.dtype), out=into)
-    mixed = torch.zeros_like(own) if into is None else into.zero_()
-    for slot in range(partners.shape[1] + 1):
-        weight = 1.0 - weights.sum(1) if slot == 0 else weights[:, slot - 1]
-        source, seen = (own, None) if slot == 0 and moves is None else shown(slot)
-        weight = weight if seen is None else weight * seen
-        mixed = mixed.addcmul_(source, weight.to(own.dtype).unsqueeze(1))
+    mixed = own if moves is None else shown(0)
+    for slot in range(partners.shape[1]):
+        mixed = torch.lerp(mixed, shown(slot + 1), steps[:, slot : slot + 1], out=into)
     return mixed
 
 

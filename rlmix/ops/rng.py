@@ -190,7 +190,7 @@ def _hashed(keys: Tensor, wanted: tuple[tuple[int, int], ...]) -> Tensor:
 
 
 _KEPT_STEPS: dict[tuple[object, ...], Tensor] = {}
-_MOST_KEPT = 64
+_MOST_KEPT = 256
 
 
 def _steps(wanted: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
@@ -208,7 +208,7 @@ def _steps(wanted: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     if type(steps) is Tensor:
         # What a tracer stands in for a tensor must not outlive it.
         if len(_KEPT_STEPS) >= _MOST_KEPT:
-            _KEPT_STEPS.clear()
+            _KEPT_STEPS.pop(next(iter(_KEPT_STEPS)), None)
         _KEPT_STEPS[wanted, device] = steps
     return steps
 

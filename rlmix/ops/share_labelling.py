@@ -6,6 +6,10 @@ Each neighbouring pair has a weight of its own, which may be negative. Two solve
 the labels of the last row, for narrow grids, and `chains` for all others. Both are a fixed number of tensor operations,
 whatever the number of images; nothing is read back. Inside, images are the last axis, so that every operation runs
 over contiguous memory.
+
+On a CUDA device with Triton the kernels of `rlmix.ops.share_labelling_triton` take the place of this code, in one
+launch each. They do the same sums in the same order and round each product, which this code leaves to torch: where two
+labellings cost the same to the last bits, they may choose the other.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlmix.errors import InputError
+from rlmix.ops.blend import _has_kernels
 
 EXACT_STATES = 6561
 """`exact` takes grids of at most this many labellings of the shorter side (3 levels on 8 cells)."""
@@ -22,6 +27,11 @@ AUTOMATIC_STATES = 256
 """`solve` is exact up to this many: beyond, `chains` is faster by far and hardly ever worse."""
 ROUNDS = 5
 SWEEPS = 1
+# A program of a kernel holds all of an image: cells and levels, resp. two to the power of these bits of states.
+_KERNEL_SIDE, _KERNEL_LEVELS = 32, 8
+_KERNEL_STATE_BITS = 13
+# And the labels of all rows but the last in one number.
+_KERNEL_HISTORY_BITS = 62
 
 
 def solve(unary: Tensor, right: Tensor, down: Tensor) -> Tensor:
@@ -67,6 +77,11 @@ def exact(unary: Tensor, right: Tensor, down: Tensor) -> Tensor:
             f"an exact solution of {height}x{width} cells with {levels} levels needs {levels**width} states, more than "
             f"{EXACT_STATES}. Use `chains`, or a smaller grid."
         )
+    bits = (levels - 1).bit_length()
+    small = bits * (width + 1) <= _KERNEL_STATE_BITS and bits * width * (height - 1) <= _KERNEL_HISTORY_BITS
+    if small and _is_on_kernels(unary):
+        labels: Tensor = torch.ops.rlmix.label_exactly.default(unary, right, down)
+        return labels
     differences = _differences(unary)
     # Cost of a cell's level (last but one axis) given its left neighbour's, resp. the one above.
     left = functional.pad(right, (1, 0)).permute(1, 2, 0).contiguous()[:, :, None, None]
@@ -98,7 +113,7 @@ def _read(table: Tensor, tables: list[Tensor], above: Tensor, levels: int) -> Te
         # A state is (rest, newest); the one before it (oldest, rest).
         newest, kept = state % levels, state // levels
         before = tables[step].view(levels, rest * batch).index_select(1, kept * batch + images)
-        cost = above[step // width, step % width].view(levels, levels * batch)
+        cost = above[step // width, step % width].reshape(levels, levels * batch)
         oldest = (before + cost.index_select(1, newest * batch + images)).argmin(0)
         found.append(oldest)
         state = oldest * rest + kept
@@ -122,6 +137,10 @@ def chains(unary: Tensor, right: Tensor, down: Tensor, rounds: int = ROUNDS, swe
         rounds: how often rows hand over to columns, at least 1.
         sweeps: how often all rows and all columns are solved in the end.
     """
+    _, height, width, levels = unary.shape
+    if max(height, width) <= _KERNEL_SIDE and levels <= _KERNEL_LEVELS and _is_on_kernels(unary):
+        labels: Tensor = torch.ops.rlmix.label_by_chains.default(unary, right, down, rounds, sweeps)
+        return labels
     differences = _differences(unary)
     # [position along the chain, level, chain, image], rows as chains first.
     along_rows = _pairwise(right.permute(2, 1, 0), differences)
@@ -136,7 +155,6 @@ def chains(unary: Tensor, right: Tensor, down: Tensor, rounds: int = ROUNDS, swe
             given = _handed_over(columns, along_columns, turn % 2 == 1)
             columns = columns - given
             rows = rows + given.transpose(0, 2)
-    _, height, width, _ = unary.shape
     pull = _pull(along_columns)
     # With a rim of zeros, which weigh nothing, so that cells at the border need no case of their own.
     held = functional.pad(_best(columns, along_columns, pull), (0, 0, 1, 1, 1, 1))
@@ -149,6 +167,38 @@ def chains(unary: Tensor, right: Tensor, down: Tensor, rounds: int = ROUNDS, swe
         for half in by_columns:
             half.solve(held.transpose(0, 1))
     return held[1:-1, 1:-1].permute(2, 0, 1).long().contiguous()
+
+
+def _is_on_kernels(unary: Tensor) -> bool:
+    """Say whether the kernels take these costs, if the grid is small enough."""
+    return unary.is_cuda and unary.dtype == torch.float32 and unary.numel() > 0 and _has_kernels(unary.device)
+
+
+def _fused_exact(unary: Tensor, right: Tensor, down: Tensor) -> Tensor:
+    from rlmix.ops import share_labelling_triton
+
+    return share_labelling_triton.exact(unary, right, down)
+
+
+def _fused_chains(unary: Tensor, right: Tensor, down: Tensor, rounds: int, sweeps: int) -> Tensor:
+    from rlmix.ops import share_labelling_triton
+
+    return share_labelling_triton.chains(unary, right, down, rounds, sweeps)
+
+
+def _labels_like(unary: Tensor, *_: object) -> Tensor:
+    return torch.empty(unary.shape[:3], dtype=torch.int64, device=unary.device)
+
+
+# Operators of their own, so that torch.compile keeps the kernels in one graph.
+torch.library.define("rlmix::label_exactly", "(Tensor unary, Tensor right, Tensor down) -> Tensor")
+torch.library.define(
+    "rlmix::label_by_chains", "(Tensor unary, Tensor right, Tensor down, int rounds, int sweeps) -> Tensor"
+)
+torch.library.impl("rlmix::label_exactly", "default", _fused_exact)
+torch.library.impl("rlmix::label_by_chains", "default", _fused_chains)
+torch.library.register_fake("rlmix::label_exactly", _labels_like)
+torch.library.register_fake("rlmix::label_by_chains", _labels_like)
 
 
 def _differences(unary: Tensor) -> Tensor:

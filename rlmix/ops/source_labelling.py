@@ -9,6 +9,9 @@ the sum of all n but n_o. The outputs are visited one after the other, each by a
 over labels l: the inputs, and in later rounds halves of two inputs that the output shows already. U holds the negative
 saliency and the price of inputs that the other outputs use too much; V is 0 for equal labels, 1/4 between two halves
 and one of their members, else 1. All partitions go side by side, and nothing is read back from a device.
+
+The tensor code here is the reference. On a CUDA device with Triton, rounds with the exact solver are carried out by the
+kernel of `rlmix.ops.source_labelling_triton`.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
+
+from rlmix.ops.blend import _has_kernels
 
 # What the authors' code takes off the mean of two inputs' costs for showing halves of both.
 HALVES_BONUS = 5e-4
@@ -33,6 +38,8 @@ _CARRIED = 10
 SECOND_BEST = 0.3
 # An output shows halves of at most this many of its inputs.
 _MOST_USED = 3
+# The kernel holds the prices of all labels, and the costs of all labellings of a row of cells, in its registers.
+_FUSED_LABELS, _FUSED_STATES = 64, 1024
 
 Inner = Callable[[Tensor, Tensor], Tensor]
 """Solves inner problems: (U [P, cells, L], b * V [P, L, L]) -> labels int64 [P, cells]."""
@@ -120,6 +127,8 @@ def one_by_one(inner: Inner) -> Visit:
 
     def visit(instance: Instance, labels: Labels, uses: Tensor) -> tuple[Tensor, Tensor]:
         weights = prices(instance, labels)
+        if isinstance(inner, Exact) and inner.is_fused(labels):
+            return inner.visit_fused(instance, labels, weights, uses)
         total = uses.sum(1)
         chosen, updated = [], []
         by_output = (uses, weights, labels.shares, labels.costs, labels.smooth)
@@ -296,7 +305,7 @@ class Exact:
     ) -> None:
         self._height, self._width = height, width
         candidates = min(candidates, inputs)
-        self._kept, self._candidates = kept, candidates
+        self._kept, self._candidates, self._sweeps = kept, candidates, sweeps
         self._beliefs = _Beliefs(height, width, device, sweeps)
         states = torch.arange(candidates**width, device=device)
         self._places = torch.stack([states // candidates**power % candidates for power in range(width - 1, -1, -1)], 1)
@@ -304,6 +313,24 @@ class Exact:
     def __call__(self, unary: Tensor, smooth: Tensor) -> Tensor:
         """Return labels int64 [P, cells] of least cost, for U [P, cells, L] and b * V [P, L, L]."""
         return _among_nearest(self._kept, unary, smooth, self._solve)
+
+    def is_fused(self, labels: Labels) -> bool:
+        """Say whether the kernel visits outputs that may take these labels."""
+        costs, states = labels.costs, self._places.shape[0]
+        small = costs.shape[3] <= _FUSED_LABELS and states <= _FUSED_STATES and min(self._height, self._width) > 1
+        return costs.is_cuda and small and _has_kernels(costs.device)
+
+    def visit_fused(self, instance: Instance, labels: Labels, weights: Tensor, uses: Tensor) -> tuple[Tensor, Tensor]:
+        """Visit every output once by the kernel; `weights` [P, m, L, m] are the `prices`."""
+        tensors = (labels.costs, labels.smooth, labels.shares, weights, instance.compatibility, uses)
+        chosen, after = torch.ops.rlmix.visit_outputs.default(
+            *(tensor.contiguous() for tensor in tensors),
+            instance.threshold,
+            instance.soft_threshold,
+            (self._height, self._width),
+            (self._kept, self._sweeps, self._candidates),
+        )
+        return chosen, after
 
     def _solve(self, unary: Tensor, smooth: Tensor) -> Tensor:
         """Return the labels as int64 [P, cells, 1]."""
@@ -412,6 +439,30 @@ class Multistart:
         around[:, :, :, 1:] += beside[:, :, :, :-1]
         around[:, :, :, :-1] += beside[:, :, :, 1:]
         return around.flatten(2, 3)
+
+
+def _visit_outputs(costs: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    from rlmix.ops import source_labelling_triton
+
+    chosen, after = _empty_visit(costs)
+    source_labelling_triton.visit_into(chosen, after, costs, *given)
+    return chosen, after
+
+
+def _empty_visit(costs: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Return room for the labels int64 [P, m, cells] and the uses [P, m, m]."""
+    partitions, count, cells = costs.shape[:3]
+    return costs.new_empty(partitions, count, cells, dtype=torch.int64), costs.new_empty(partitions, count, count)
+
+
+# An operator of its own, so that its outputs have shapes without data too.
+torch.library.define(
+    "rlmix::visit_outputs",
+    "(Tensor costs, Tensor smooth, Tensor shares, Tensor weights, Tensor compatibility, Tensor uses, float threshold, "
+    "bool soft, SymInt[] size, SymInt[] limits) -> (Tensor, Tensor)",
+)
+torch.library.impl("rlmix::visit_outputs", "default", _visit_outputs)
+torch.library.register_fake("rlmix::visit_outputs", _empty_visit)
 
 
 def _among_nearest(kept: int, unary: Tensor, smooth: Tensor, solve_kept: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

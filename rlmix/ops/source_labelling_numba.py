@@ -110,16 +110,24 @@ def best_labels(unary: Any, smooth: Any, height: int, width: int, chosen: Any) -
             states *= sizes[near]
         starts[cell + 1] = starts[cell] + states
     least = np.empty(starts[cells])
-    origin = np.zeros(starts[cells], np.int64)
+    before = np.zeros(1)
     for cell in range(cells):
-        _fill(cell, width, unary, smooth, kept, sizes, starts, least, origin)
-    entry = int(np.argmin(least[starts[cells - 1] :]))
+        table = least[starts[cell] : starts[cell + 1]]
+        _fill(cell, width, unary, smooth, kept, sizes, before, table)
+        before = table
+    entry = int(np.argmin(before))
     for cell in range(cells - 1, -1, -1):
-        chosen[cell] = kept[cell, entry % sizes[cell]]
-        rest = entry // sizes[cell]
+        label = kept[cell, entry % sizes[cell]]
+        chosen[cell] = label
+        entry //= sizes[cell]
         if cell >= width:
-            rest += origin[starts[cell] + entry] * ((starts[cell + 1] - starts[cell]) // sizes[cell])
-        entry = rest
+            rests = (starts[cell] - starts[cell - 1]) // sizes[cell - width]
+            lowest, found = np.inf, 0
+            for old in range(sizes[cell - width]):
+                cost = least[starts[cell - 1] + old * rests + entry] + smooth[kept[cell - width, old], label]
+                if cost < lowest:
+                    lowest, found = cost, old
+            entry += found * rests
 
 
 @numba.njit(cache=True)
@@ -143,32 +151,64 @@ def _candidates(unary: Any, edge: float, height: int, width: int) -> Any:
 
 
 @numba.njit(cache=True)
-def _fill(
-    cell: int,
-    width: int,
-    unary: Any,
-    smooth: Any,
-    kept: Any,
-    sizes: Any,
-    starts: Any,
-    least: Any,
-    origin: Any,
-) -> None:
-    """Write the least costs of a cell's table, and the candidates of the cell above that give them."""
-    size, start = sizes[cell], starts[cell]
-    befores = (starts[cell + 1] - start) // size
-    oldest = sizes[cell - width] if cell >= width else 1
-    for before in range(befores):
-        for own in range(size):
-            label = kept[cell, own]
-            lowest, found = (0.0 if cell == 0 else np.inf), 0
-            for old in range(oldest if cell > 0 else 0):
-                cost = least[starts[cell - 1] + old * befores + before]
-                if cell >= width:
-                    cost += smooth[kept[cell - width, old], label]
-                if cost < lowest:
-                    lowest, found = cost, old
+def _fill(cell: int, width: int, unary: Any, smooth: Any, kept: Any, sizes: Any, before: Any, table: Any) -> None:
+    """Write the least costs of a cell's table from those of the cell before.
+
+    Args:
+        cell: which one.
+        width: columns of the grid.
+        unary: float64 [cells, L].
+        smooth: float64 [L, L].
+        kept: int64 [cells, L], candidates.
+        sizes: int64 [cells].
+        before: the table of the cell before, float64 [n]; [0.0] for the first cell.
+        table: the cell's own, float64 [n].
+    """
+    size, above = sizes[cell], cell - width
+    left = sizes[cell - 1] if cell % width > 0 else 1
+    labels = kept[above, : sizes[above]] if above >= 0 else kept[0, :0]
+    rests = len(before) // max(len(labels), 1)
+    cheapest = np.empty(rests)
+    lowest = _lowest(before, rests)
+    for own in range(size):
+        label = kept[cell, own]
+        if above >= 0:
+            _carry(before, lowest, smooth[label], labels, smooth.max(), cheapest)
+        else:
+            cheapest[:] = lowest
+        for beside in range(left):
+            cost = unary[cell, label]
             if cell % width > 0:
-                lowest += smooth[kept[cell - 1, before % sizes[cell - 1]], label]
-            least[start + before * size + own] = lowest + unary[cell, label]
-            origin[start + before * size + own] = found
+                cost += smooth[kept[cell - 1, beside], label]
+            for rest in range(beside, rests, left):
+                table[rest * size + own] = cheapest[rest] + cost
+
+
+@numba.njit(cache=True)
+def _lowest(before: Any, rests: int) -> Any:
+    """Return the least cost over the oldest cell's candidates, float64 [rests]."""
+    lowest = before[:rests].copy()
+    for start in range(rests, len(before), rests):
+        for rest in range(rests):
+            cost = before[start + rest]
+            if cost < lowest[rest]:
+                lowest[rest] = cost
+    return lowest
+
+
+@numba.njit(cache=True)
+def _carry(before: Any, lowest: Any, distances: Any, labels: Any, farthest: float, cheapest: Any) -> None:
+    """Write the least cost above a label into `cheapest` [rests].
+
+    Nearly all pairs of labels are at the largest distance, so that one minimum serves all of these.
+    """
+    rests = len(lowest)
+    for rest in range(rests):
+        cheapest[rest] = lowest[rest] + farthest
+    for old in range(len(labels)):
+        distance = distances[labels[old]]
+        if distance < farthest:
+            for rest in range(rests):
+                cost = before[old * rests + rest] + distance
+                if cost < cheapest[rest]:
+                    cheapest[rest] = cost

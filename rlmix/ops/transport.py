@@ -8,6 +8,9 @@ than 0 never wins.
 Gains are at most 1, so a bid once lost stays lost, and places where nothing is seen are never won: each cell goes
 through the visible places by their distance, for as long as its gain outweighs it. Only the rank of the nearest place
 not yet lost is looked for in each round, in a table of 2 bytes for each pair of cells.
+
+On a CUDA device with Triton the kernel of `rlmix.ops.transport_triton` takes the place of this code, in one launch and
+without the table; its moves are the same.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from rlmix.ops.blend import _has_kernels
+
+_KERNEL_CELLS = 1024
+"""A program of the kernel holds all cells of an image."""
 
 
 def assign(gains: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -32,10 +40,36 @@ def assign(gains: Tensor, seen: Tensor, scale: float) -> Tensor:
     """
     batch, height, width = gains.shape
     longer, count = max(height, width), height * width
+    # Of a move to the next cell.
+    cost = scale / max(1, longer - 1) ** 2
+    if _is_fused(gains):
+        fused: Tensor = torch.ops.rlmix.assign.default(gains, seen, cost)
+        return fused
     far, order = _distances(height, width, gains.device)
-    costs = (far * (scale / max(1, longer - 1) ** 2)).to(gains.dtype)
+    costs = (far * cost).to(gains.dtype)
     shown = _bid(gains.reshape(batch, count), seen.reshape(batch, count), costs, order, longer)
     return shown.view(batch, height, width)
+
+
+def _is_fused(gains: Tensor) -> bool:
+    """Say whether the kernel moves these cells."""
+    if not gains.is_cuda or not _has_kernels(gains.device):
+        return False
+    return 0 < gains.numel() <= gains.shape[0] * _KERNEL_CELLS
+
+
+def _fused_assign(gains: Tensor, seen: Tensor, cost: float) -> Tensor:
+    from rlmix.ops import transport_triton
+
+    return transport_triton.assign(gains, seen, cost)
+
+
+# An operator of its own, so that torch.compile keeps the kernel in one graph.
+torch.library.define("rlmix::assign", "(Tensor gains, Tensor seen, float cost) -> Tensor")
+torch.library.impl("rlmix::assign", "default", _fused_assign)
+torch.library.register_fake(
+    "rlmix::assign", lambda gains, *_: torch.empty(gains.shape, dtype=torch.int32, device=gains.device)
+)
 
 
 def _distances(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
