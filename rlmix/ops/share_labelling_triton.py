@@ -35,11 +35,7 @@ def _shares(levels: tl.constexpr, padded: tl.constexpr):
 @triton.jit
 def _at(step, cells: tl.constexpr, axis: tl.constexpr):
     """Return where a line of the grid lies: bool [cells, 1] for axis 0, [1, cells] for axis 1."""
-    if axis == 0:
-        at = (tl.arange(0, cells) == step)[:, None]
-    else:
-        at = (tl.arange(0, cells) == step)[None, :]
-    return at
+    return tl.expand_dims(tl.arange(0, cells) == step, 1 - axis)
 
 
 @triton.jit

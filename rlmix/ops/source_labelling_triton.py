@@ -5,9 +5,9 @@ One program serves one partition: it visits all outputs of the round one after t
 A partition's steps wait for each other, so what is parallel is inside a step: messages, and labellings of a row of
 cells, are the lanes of the program. What lanes pass to each other goes through a small scratch memory in the caches.
 
-All sums are in float64. The labels are those of `Exact`, unless two labellings cost the same up to the order of sums,
-about 1e-15 of the largest cost: torch leaves open which of equal values `topk` takes, here the first in order comes
-first.
+All sums are in float64. The labels are those of `Exact` but for ties, up to the order of sums, about 1e-15 of the
+largest cost: of labellings that cost the same, and of labels that come equally near where more of them are the cheapest
+somewhere than are kept. Which of equal values `topk` takes torch leaves open; here it is the first in order.
 
 Needs Triton, and a GPU unless TRITON_INTERPRET=1 was set before the first import.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rlmix.ops import source_labelling
-from rlmix.ops.source_labelling import Exact, Inner, Instance, Multistart, inner_energy, one_by_one, solve
+from rlmix.ops.source_labelling import KEPT, Exact, Inner, Instance, Multistart, inner_energy, one_by_one, solve
 from rlmix.testing.methods import OperationCounter
 
 pytest.importorskip("triton")
@@ -25,26 +25,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def kernels() -> Iterator[ModuleType]:
-    """Return rlmix.ops.source_labelling_triton as the interpreter runs it, on tensors in ordinary memory.
-
-    Triton decides when a function is defined, its own sums and minima too; so they are loaded anew, and all is put back
-    when the test is done.
-    """
-    import triton.language as tl
-
-    given = [(language, dict(vars(language))) for language in (tl, tl.core, tl.standard)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.reload(tl.standard)
-        for name in ("sum", "min", "argmin"):
-            setattr(tl, name, getattr(tl.standard, name))
-        module = importlib.reload(importlib.import_module("rlmix.ops.source_labelling_triton"))
-        yield module
-    for language, names in given:
-        # The interpreter leaves its own functions in the modules of those that it calls.
-        vars(language).update(names)
-    importlib.reload(module)
+def kernels(interpreted: Callable[[str], ModuleType]) -> ModuleType:
+    return interpreted("rlmix.ops.source_labelling_triton")
 
 
 def instance_of(partitions: int, count: int, side: int, seed: int, **changes: Any) -> Instance:
@@ -73,15 +55,14 @@ def start_of(instance: Instance) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("side", "inputs", "partitions", "changes"),
+    ("side", "inputs", "partitions", "candidates", "changes"),
     [
-        (2, 4, 2, {}),
-        (2, 5, 1, {"soft_threshold": True}),
-        (2, 8, 1, {"rounds": 2}),
-        (3, 4, 1, {}),
-        (3, 3, 1, {"soft_labels": False}),
-        (4, 3, 1, {"resolve": False}),
-        (4, 5, 1, {"soft_threshold": True, "rounds": 2}),
+        (2, 4, 2, 5, {}),
+        (2, 8, 1, 2, {"rounds": 2}),
+        (3, 4, 1, 2, {}),
+        (3, 3, 1, 5, {"soft_labels": False}),
+        (4, 3, 1, 5, {"resolve": False}),
+        (4, 5, 1, 3, {"soft_threshold": True, "rounds": 2}),
     ],
 )
 def test_rounds_by_the_kernel_are_those_of_the_torch_code(
@@ -89,16 +70,34 @@ def test_rounds_by_the_kernel_are_those_of_the_torch_code(
     side: int,
     inputs: int,
     partitions: int,
+    candidates: int,
     changes: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To the label, over all rounds: a label that differs would change what is seen afterwards."""
     instance = instance_of(partitions, inputs, side, seed=inputs, **changes)
-    start, visit = start_of(instance), one_by_one(Exact(side, side, inputs, CPU))
+    start, visit = start_of(instance), one_by_one(Exact(side, side, inputs, CPU, candidates=candidates))
     expected = solve(instance, start, visit)
     assert bool((expected[..., 0] != expected[..., 1]).any()) == instance.soft_labels
     monkeypatch.setattr(Exact, "is_fused", lambda *_: True)
     assert torch.equal(solve(instance, start, visit), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 3), (3, 2)])
+def test_the_kernel_looks_at_the_labels_that_the_torch_code_looks_at(
+    kernels: ModuleType, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a single candidate in each cell, the labels are what is kept and the best beliefs alone.
+
+    There are not more cells than labels that are kept: labels that are the cheapest somewhere are all equally near.
+    """
+    generator = torch.Generator().manual_seed(width)
+    costs = torch.rand(2, 9, height * width, generator=generator, dtype=torch.float64)
+    instance = instance_of(2, 9, 2, seed=0, costs=costs, smoothness=0.3, diversity=0.02, threshold=0.0, rounds=1)
+    visit = one_by_one(Exact(height, width, 9, CPU, kept=6, sweeps=3, candidates=1))
+    expected = solve(instance, start_of(instance), visit)
+    monkeypatch.setattr(Exact, "is_fused", lambda *_: True)
+    assert torch.equal(solve(instance, start_of(instance), visit), expected)
 
 
 def test_where_many_labellings_cost_the_same_one_of_the_cheapest_is_found(
@@ -190,7 +189,9 @@ def test_rounds_on_a_gpu_are_those_of_the_torch_code(
     side = (4, 3, 2)[seed % 3]
     instance = instance_of(5, 20, side, seed, rounds=4, **changes)
     instance = replace(instance, costs=instance.costs.to(device), compatibility=instance.compatibility.to(device))
-    start, visit = start_of(instance).to(device), one_by_one(Exact(side, side, 20, device))
+    # By the soft rule more than 10 labels may be the cheapest somewhere, and so equally near.
+    kept = 16 if instance.soft_threshold else KEPT
+    start, visit = start_of(instance).to(device), one_by_one(Exact(side, side, 20, device, kept=kept))
     shown = solve(instance, start, visit)
     monkeypatch.setattr(Exact, "is_fused", lambda *_: False)
     assert torch.equal(shown, solve(instance, start, visit))
