@@ -84,7 +84,7 @@ def _watched(mixed: Tensor, watch: Watch | None) -> Tensor:
     return mixed
 
 
-def _has_kernels(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
     """Say whether the Triton kernels run on a CUDA device."""
     # Properties are kept on the host; and torch.compile takes them, but not the capability, for constants.
     return _TRITON and torch.cuda.get_device_properties(device).major >= _LEAST_MAJOR
@@ -99,7 +99,7 @@ def _is_fused(
     out: Tensor | None,
 ) -> bool:
     """Say whether the kernels do this blend."""
-    if not images.is_cuda or not _has_kernels(images.device) or not 0 < images.numel() < images.shape[0] * 2**31:
+    if not images.is_cuda or not has_kernels(images.device) or not 0 < images.numel() < images.shape[0] * 2**31:
         return False
     if not images.is_contiguous() and not images.is_contiguous(memory_format=torch.channels_last):
         return False

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlmix.errors import InputError
-from rlmix.ops.blend import _has_kernels
+from rlmix.ops.blend import has_kernels
 
 EXACT_STATES = 6561
 """`exact` takes grids of at most this many labellings of the shorter side (3 levels on 8 cells)."""
@@ -171,7 +171,7 @@ def chains(unary: Tensor, right: Tensor, down: Tensor, rounds: int = ROUNDS, swe
 
 def _is_on_kernels(unary: Tensor) -> bool:
     """Say whether the kernels take these costs, if the grid is small enough."""
-    return unary.is_cuda and unary.dtype == torch.float32 and unary.numel() > 0 and _has_kernels(unary.device)
+    return unary.is_cuda and unary.dtype == torch.float32 and unary.numel() > 0 and has_kernels(unary.device)
 
 
 def _fused_exact(unary: Tensor, right: Tensor, down: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from rlmix.ops.blend import _has_kernels
+from rlmix.ops.blend import has_kernels
 
 # What the authors' code takes off the mean of two inputs' costs for showing halves of both.
 HALVES_BONUS = 5e-4
@@ -318,7 +318,7 @@ class Exact:
         """Say whether the kernel visits outputs that may take these labels."""
         costs, states = labels.costs, self._places.shape[0]
         small = costs.shape[3] <= _FUSED_LABELS and states <= _FUSED_STATES and min(self._height, self._width) > 1
-        return costs.is_cuda and small and _has_kernels(costs.device)
+        return costs.is_cuda and small and has_kernels(costs.device)
 
     def visit_fused(self, instance: Instance, labels: Labels, weights: Tensor, uses: Tensor) -> tuple[Tensor, Tensor]:
         """Visit every output once by the kernel; `weights` [P, m, L, m] are the `prices`."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlmix.ops.blend import _has_kernels
+from rlmix.ops.blend import has_kernels
 
 _KERNEL_CELLS = 1024
 """A program of the kernel holds all cells of an image."""
@@ -53,7 +53,7 @@ def assign(gains: Tensor, seen: Tensor, scale: float) -> Tensor:
 
 def _is_fused(gains: Tensor) -> bool:
     """Say whether the kernel moves these cells."""
-    if not gains.is_cuda or not _has_kernels(gains.device):
+    if not gains.is_cuda or not has_kernels(gains.device):
         return False
     return 0 < gains.numel() <= gains.shape[0] * _KERNEL_CELLS
 

@@ -206,7 +206,7 @@ def test_the_operators_stay_in_one_compiled_graph(
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_the_kernels_are_chosen_on_cuda(memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     """One operation, and no other, on tensors that only say that they are on a GPU."""
-    monkeypatch.setattr(blend_module, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(blend_module, "has_kernels", lambda device: True)
     with FakeTensorMode():
         images = torch.empty(4, 3, 8, 8, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=memory_format)
         plan = MixPlan(

@@ -123,7 +123,7 @@ def test_the_kernels_are_chosen_on_cuda_for_grids_that_they_hold(
     shape: tuple[int, int, int], operator: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One operation, and no other, on tensors that only say that they are on a GPU."""
-    monkeypatch.setattr(share_labelling, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(share_labelling, "has_kernels", lambda device: True)
     height, width, levels = shape
     with FakeTensorMode():
         problem = (

@@ -145,7 +145,7 @@ def operations(inputs: int, inner: Callable[[], Inner]) -> Counter[str]:
 
 def test_the_kernel_is_chosen_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """One launch a round, and as many operations besides for 20 inputs as for 6; other solvers stay in torch."""
-    monkeypatch.setattr(source_labelling, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(source_labelling, "has_kernels", lambda device: True)
     few, many = (operations(inputs, lambda: Exact(4, 4, 20, torch.device("cuda"))) for inputs in (6, 20))
     assert few["rlmix.visit_outputs.default"] == 3
     assert few == many

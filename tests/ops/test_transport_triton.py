@@ -84,7 +84,7 @@ def test_the_operator_keeps_torchs_rules(kernels: ModuleType) -> None:
 
 def test_the_kernel_is_chosen_on_cuda_for_grids_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """One operation, and no other, on tensors that only say that they are on a GPU."""
-    monkeypatch.setattr(transport, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(transport, "has_kernels", lambda device: True)
     with FakeTensorMode():
         for side, fused in ((32, True), (33, False)):
             gains = torch.empty(3, side, side, device="cuda")
