@@ -19,7 +19,7 @@ from rlmix.methods.method import (
     check_positive,
     check_range,
     drawn_rows,
-    pair,
+    pair_and_draw,
     per_row,
     rows_of,
     saliency_of,
@@ -125,18 +125,21 @@ class RMix(AbstractMethod):
         return by_group(chosen, inputs, streams, self._plan_on)
 
     def _plan_on(self, side: int, inputs: MixInputs, streams: rng.Streams, rows: Tensor | None) -> MixPlan:
-        alpha = _select(self.alpha, rows)
-        threshold = None if self.threshold is None else _select(self.threshold, rows)
+        alpha, threshold = _select(self.alpha, rows), self.threshold
+        blends = self.rule in ("blend", "least")
+        wanted = [(rng.LAM, (*drawn_rows(inputs, self.scope), 2))] if blends else []
+        wanted += [(rng.LEVEL, (inputs.group_size,))] if threshold is None else []
+        partners, drawn = pair_and_draw(inputs, streams, self.pairing, *wanted)
         cells = usable(grid.pool(saliency_of(inputs), (side, side)))
         if threshold is None:
-            steps = rng.integers(streams.values, rng.LEVEL, (inputs.group_size,), LEVELS).flatten()
-            levels = steps.float() * (HIGHEST_LEVEL / (LEVELS - 1))
+            levels = torch.floor(drawn[-1].flatten() * LEVELS).float() * (HIGHEST_LEVEL / (LEVELS - 1))
         else:
-            levels = rng.on_device(threshold, torch.float32, cells.device).expand(inputs.batch_size)
+            given = _select(threshold, rows)
+            levels = rng.on_device(given, torch.float32, cells.device).expand(inputs.batch_size)
         cut = row_quantile(cells.flatten(1), levels)
         salient = (cells >= cut.view(-1, 1, 1)).float()
-        partners = pair(inputs, streams, self.pairing)
-        share, credited = self._shares(salient, salient.index_select(0, partners), alpha, inputs, streams)
+        lam = rows_of(rng.to_beta(drawn[0], per_row(alpha, inputs, self.scope)), inputs) if blends else None
+        share, credited = self._shares(salient, salient.index_select(0, partners), lam)
         return MixPlan(
             size=inputs.size,
             partners=partners.unsqueeze(1),
@@ -144,17 +147,12 @@ class RMix(AbstractMethod):
             label_shares=grid.mean(credited, inputs.size).unsqueeze(1),
         )
 
-    def _shares(
-        self, own: Tensor, theirs: Tensor, alpha: float | Tensor, inputs: MixInputs, streams: rng.Streams
-    ) -> tuple[Tensor, Tensor]:
+    def _shares(self, own: Tensor, theirs: Tensor, lam: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the partner's weight in each cell, float32 [B, h, w], and what its label is credited for there."""
         agree = (own == theirs).float()
-        if self.rule == "top":
-            return 1.0 - own, 1.0 - own
-        if self.rule == "differ":
-            return 1.0 - agree, 1.0 - agree
-        drawn = per_row(alpha, inputs, self.scope)
-        lam = rows_of(rng.beta(streams.values, rng.LAM, drawn_rows(inputs, self.scope), drawn), inputs)
+        if lam is None:
+            share = 1.0 - (own if self.rule == "top" else agree)
+            return share, share
         blended = 1.0 - lam.view(-1, 1, 1)
         # What torch.where would say, without its branch in every cell; a weight of 0 or 1 gives the very end.
         if self.rule == "blend":

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from rlmix.ops import grid
 
-# Above this size the batch is worked on in parts: the weights and the gathered partners of one part stay in the cache,
-# and take little memory.
-_CHUNKED_BYTES = 8 * 2**20
-_CHUNKS = 16
+# A large batch is worked on in parts of about this size: the weights and the gathered partners of one part stay in the
+# cache, and take little memory. Where pixels come from other places, indices take several times the images' memory.
+_PART_BYTES, _GATHERED_PART_BYTES = 3 * 2**20, 2**19
 _TRITON = importlib.util.find_spec("triton") is not None
 # The first compute capability that Triton supports is 8.0.
 _LEAST_MAJOR = 8
@@ -193,7 +192,7 @@ def blend_in_torch(
         mixed = _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, None)
         return _watched(mixed if out is None else out.copy_(mixed), watch)
     mixed = torch.empty_like(images) if out is None else out
-    parts = _parts(images)
+    parts = _parts(images, gathered)
     if len(parts) == 1:
         _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, mixed)
         return _watched(mixed, watch)
@@ -235,12 +234,12 @@ def _blend_rows(
     return _blend_whole(own, images, partners, shares, window, into)
 
 
-def _parts(images: Tensor) -> list[slice]:
+def _parts(images: Tensor, gathered: bool) -> list[slice]:
     """Return the rows that are worked on together."""
-    batch = images.shape[0]
-    if images.is_cuda or images.numel() * images.element_size() <= _CHUNKED_BYTES:
+    batch, size = images.shape[0], images.numel() * images.element_size()
+    if images.is_cuda or size <= 2 * _PART_BYTES:
         return [slice(0, batch)]
-    step = -(-batch // _CHUNKS)
+    step = -(-batch * (_GATHERED_PART_BYTES if gathered else _PART_BYTES) // size)
     return [slice(first, first + step) for first in range(0, batch, step)]
 
 

@@ -6,6 +6,7 @@ only the diagonal is wanted.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -19,10 +20,9 @@ def row_quantile(values: Tensor, levels: Tensor) -> Tensor:
     Returns:
         [B], the dtype of `values`.
     """
-    ordered = values.sort(1).values
-    position = levels.to(values.dtype) * (values.shape[1] - 1)
-    below = position.floor().clamp(0, values.shape[1] - 1)
-    above = position.ceil().clamp(0, values.shape[1] - 1)
-    low = ordered.gather(1, below.long().unsqueeze(1)).squeeze(1)
-    high = ordered.gather(1, above.long().unsqueeze(1)).squeeze(1)
+    last = values.shape[1] - 1
+    position = (levels.to(values.dtype) * last).clamp(0, last)
+    below = position.floor()
+    around = values.sort(1).values.gather(1, torch.stack((below, position.ceil()), 1).long())
+    low, high = around.unbind(1)
     return low.lerp(high, position - below)

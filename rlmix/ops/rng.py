@@ -201,15 +201,16 @@ def _steps(wanted: tuple[tuple[int, int], ...], device: torch.device) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return _new_steps(wanted, device)
-    kept = _KEPT_STEPS.get((wanted, device))
-    if kept is not None:
-        return kept
-    steps = _new_steps(wanted, device)
-    if type(steps) is Tensor:
-        # What a tracer stands in for a tensor must not outlive it.
+    # Taken out and put back, the last one used is the last one to go.
+    steps = _KEPT_STEPS.pop((wanted, device), None)
+    if steps is None:
+        steps = _new_steps(wanted, device)
+        if type(steps) is not Tensor:
+            # What a tracer stands in for a tensor must not outlive it.
+            return steps
         if len(_KEPT_STEPS) >= _MOST_KEPT:
             _KEPT_STEPS.pop(next(iter(_KEPT_STEPS)), None)
-        _KEPT_STEPS[wanted, device] = steps
+    _KEPT_STEPS[wanted, device] = steps
     return steps
 
 

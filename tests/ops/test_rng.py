@@ -10,6 +10,7 @@ import torch
 
 from rlmix.errors import InputError
 from rlmix.ops import rng
+from rlmix.testing.methods import OperationCounter
 
 # Statistical tests here compare with six standard errors: a false alarm in 2e-9 of the runs (and seeds are fixed).
 SIGMAS = 6.0
@@ -181,3 +182,15 @@ def test_words_of_a_text_are_the_same_in_every_process() -> None:
     code = "from rlmix.ops import rng; print(rng.words('digits'))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == rng.words("digits")
+
+
+def test_a_shape_in_use_stays_kept_while_many_others_pass() -> None:
+    """What is kept for a shape may go when it was long unused, not when it was first used long ago."""
+    keys = torch.tensor([3])
+    counted = []
+    for count in range(600):
+        with OperationCounter() as counter:
+            rng.bits(keys, 1, (7,))
+        counted.append(sum(counter.counts.values()))
+        rng.bits(keys, 101, (count + 1,))
+    assert counted[0] >= counted[1] == max(counted[1:])
