@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, final
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlmix._apply import apply
 from rlmix.envs import dynamics
 from rlmix.envs.dynamics import Source, Split, Visible
-from rlmix.envs.instances import Bucket, Instance
+from rlmix.envs.instances import Bucket, Instance, Pictures
 from rlmix.envs.networks import Forward, Stack, forward_of
 from rlmix.envs.reward import Scores, measure
 from rlmix.methods.grouped import plan_groups
@@ -21,6 +21,7 @@ from rlmix.methods.method import AbstractMethod
 from rlmix.ops.rng import Streams
 from rlmix.policy.codec import Catalogue
 from rlmix.policy.controller import mixing_key
+from rlmix.policy.decision import Decision
 from rlmix.policy.probe import PROBE_EXAMPLES
 from rlmix.policy.signals import Context, History, names, signals
 from rlmix.training.models import registry
@@ -76,18 +77,23 @@ class Library:
         self.methods: tuple[AbstractMethod, ...] = tuple(decision.build() for decision in catalogue.decisions)
         self.device = torch.device(device)
         self._data_dir = data_dir
-        self._sources: dict[str, Source] = {}
-        self._networks: dict[tuple[str, str], tuple[nn.Module, Forward]] = {}
+        self._sources: dict[Pictures, Source] = {}
+        self._networks: dict[tuple[Pictures, int | None, str], tuple[nn.Module, Forward]] = {}
         self._splits: dict[Instance, Split] = {}
 
     def source(self, instance: Instance) -> Source:
         """Return the instance's data set."""
-        if instance.data not in self._sources:
-            loaded = dynamics.load_source(instance.data, self._data_dir)
-            self._sources[instance.data] = Source(
+        if instance.pictures not in self._sources:
+            name, side, grey = instance.pictures
+            loaded = dynamics.load_source(name, self._data_dir, side=side, grey=grey)
+            self._sources[instance.pictures] = Source(
                 loaded.images.to(self.device), loaded.labels, num_classes=loaded.num_classes
             )
-        return self._sources[instance.data]
+        return self._sources[instance.pictures]
+
+    def num_classes(self, instance: Instance) -> int:
+        """Return how many classes the instance has."""
+        return dynamics.num_classes(instance, self.source(instance).num_classes)
 
     def split(self, instance: Instance) -> Split:
         """Return the instance's images and labels, on the host."""
@@ -95,17 +101,38 @@ class Library:
             self._splits[instance] = dynamics.split(instance, self.source(instance))
         return self._splits[instance]
 
+    def pictures(self, instances: Sequence[Instance]) -> tuple[Tensor, list[Split]]:
+        """Return images [n, C, H, W] and the splits of instances of one bucket, whose rows count in these images."""
+        source, splits = self.source(instances[0]), {one: self.split(one) for one in instances}
+        if all(one.input_noise == 0 for one in splits):
+            return source.images, [splits[one] for one in instances]
+        # Noise belongs to an instance, so each has images of its own.
+        parts, moved, first = [], {}, 0
+        for one, split in splits.items():
+            rows = torch.cat([split.train_rows, split.validation_rows, split.reward_rows])
+            parts.append(dynamics.noisy_images(source.images[rows.to(self.device)], one))
+            sizes = [len(split.train_rows), len(split.validation_rows), len(split.reward_rows)]
+            train, validation, reward = torch.split(torch.arange(first, first + len(rows)), sizes)
+            moved[one] = replace(split, train_rows=train, validation_rows=validation, reward_rows=reward)
+            first += len(rows)
+        return torch.cat(parts), [moved[one] for one in instances]
+
     def network(self, instance: Instance) -> tuple[nn.Module, Forward]:
         """Return the instance's architecture, whose weights mean nothing, and the forward of a stack of it."""
-        kind = instance.data, instance.model
+        kind = instance.pictures, instance.classes, instance.model
         if kind not in self._networks:
-            source = self.source(instance)
-            channels, height, width = source.images.shape[1:]
+            channels, height, width = self.source(instance).images.shape[1:]
             model = registry.build(
-                instance.model, channels=channels, height=height, width=width, num_classes=source.num_classes
+                instance.model,
+                channels=channels,
+                height=height,
+                width=width,
+                num_classes=self.num_classes(instance),
             )
-            # Stacked convolutions are grouped convolutions, which are slower on a CPU than one after the other.
-            looped = self.device.type == "cpu" and any(parameter.dim() > 2 for parameter in model.parameters())
+            # Stacked convolutions are grouped convolutions, which are slower on a CPU than one after the other; and a
+            # stack cannot write the statistics of BatchNorm.
+            convolves = any(parameter.dim() > 2 for parameter in model.parameters())
+            looped = (self.device.type == "cpu" and convolves) or any(True for _ in model.buffers())
             self._networks[kind] = model, forward_of(model, looped=looped)
         return self._networks[kind]
 
@@ -127,13 +154,13 @@ class Block:
         self.stack, self.history, self.alive = stack, history, alive
         self._library, self._catalogue, self._device = library, library.catalogue, library.device
         first = self.slots[0].instance
-        self._source = library.source(first)
+        self._num_classes = library.num_classes(first)
         self._steps, self._momentum, self._decay = first.total_steps, first.momentum, first.weight_decay
-        splits = [library.split(slot.instance) for slot in self.slots]
+        self._images, splits = library.pictures([slot.instance for slot in self.slots])
         self._splits = splits
         batches = [dynamics.batch_rows(slot.instance, slot.key) for slot in self.slots]
         pairs = list(zip(splits, batches, strict=True))
-        # [T, N, B] each: rows of the source, and labels with noise.
+        # [T, N, B] each: rows of the images, and labels with noise.
         self._rows = torch.stack([one.train_rows[rows] for one, rows in pairs], 1).to(self._device)
         self._labels = torch.stack([one.train_labels[rows] for one, rows in pairs], 1).to(self._device)
         rates = [dynamics.learning_rates(slot.instance) for slot in self.slots]
@@ -151,21 +178,33 @@ class Block:
         """
         model, forward = library.network(slots[0].instance)
         weights = [dynamics.initial_weights(model, slot.key) for slot in slots]
-        stack = Stack.initial(forward, weights, library.device)
+        stack = Stack.initial(forward, weights, library.device, buffers=dict(model.named_buffers()))
         history = History.initial(len(slots), library.catalogue, library.device)
         return cls(library, slots, stack, history, torch.ones(len(slots), dtype=torch.bool, device=library.device))
 
-    def advance(self, entries: Sequence[int], first: int, last: int) -> None:
-        """Train from step `first` to before step `last`, each slot mixed as its catalogue entry says."""
-        methods = [self._library.methods[entry] for entry in entries]
+    def advance(
+        self, entries: Sequence[int], first: int, last: int, decisions: Sequence[Decision] | None = None
+    ) -> None:
+        """Train from step `first` to before step `last`, each slot mixed as its catalogue entry says.
+
+        Args:
+            entries: one for each slot.
+            first: the step to begin with.
+            last: the step to stop before.
+            decisions: what the entries come to, where actions set parameters; None: the entries' own Decisions.
+        """
+        if decisions is None:
+            methods = [self._library.methods[entry] for entry in entries]
+        else:
+            methods = [decision.build() for decision in decisions]
         self.history.record(torch.tensor(entries, dtype=torch.int64, device=self._device), last - first)
         batch = (len(self.slots), self._rows.shape[2])
-        image = self._source.images.shape[1:]
+        image = self._images.shape[1:]
         at_once = max(1, _DRAWN_PIXELS // (batch[0] * batch[1] * image.numel()))
         for begin in range(first, last, at_once):
             steps = range(begin, min(begin + at_once, last))
             images = torch.empty(len(steps), *batch, *image, device=self._device)
-            targets = torch.empty(len(steps), *batch, self._source.num_classes, device=self._device)
+            targets = torch.empty(len(steps), *batch, self._num_classes, device=self._device)
             plain, salient = self._settled(methods, steps)
             # Streams belong to a slot and a step: drawn at once, each gets the numbers that it would get alone.
             self._mix(plain, begin, images, targets)
@@ -190,7 +229,7 @@ class Block:
         labels = [one.validation_labels for one in self._splits]
         validation_rows, validation_labels = (torch.stack(parts).to(self._device) for parts in (rows, labels))
         count = probe_rows.shape[1]
-        logits = self.predict(self._source.images[torch.cat([probe_rows, validation_rows], 1)])
+        logits = self.predict(self._images[torch.cat([probe_rows, validation_rows], 1)])
         self.alive &= torch.isfinite(logits).flatten(1).all(1) & self.stack.finite()
         seen = [slot.visible for slot in self.slots]
         has_model = self._bits([one.model for one in seen])
@@ -209,7 +248,7 @@ class Block:
         """Return what the trainings are rewarded for, float64 [N]; nothing else reads these images."""
         rows = torch.stack([one.reward_rows for one in self._splits]).to(self._device)
         labels = torch.stack([one.reward_labels for one in self._splits]).to(self._device)
-        logits = self.predict(self._source.images[rows])
+        logits = self.predict(self._images[rows])
         self.alive &= torch.isfinite(logits).flatten(1).all(1) & self.stack.finite()
         dead = ~self.alive.view(-1, 1, 1)
         return measure(logits.masked_fill(dead, torch.nan), labels)
@@ -229,6 +268,7 @@ class Block:
             "slots": [slot.tree() for slot in self.slots],
             "parameters": {name: value.detach().clone() for name, value in self.stack.parameters.items()},
             "momentum": {name: value.clone() for name, value in self.stack.momentum.items()},
+            "buffers": {name: value.clone() for name, value in self.stack.buffers.items()},
             "history": self.history.state(),
             "alive": self.alive.clone(),
         }
@@ -240,7 +280,7 @@ class Block:
         _, forward = library.network(slots[0].instance)
         tensors = [
             {name: value.to(library.device) for name, value in tree[part].items()}
-            for part in ("parameters", "momentum")
+            for part in ("parameters", "momentum", "buffers")
         ]
         history = History.from_state(tree["history"], library.device)
         return cls(library, slots, Stack(forward, *tensors), history, tree["alive"].to(library.device, copy=True))
@@ -267,7 +307,7 @@ class Block:
         steps = torch.tensor([one.step for one in drawn], device=self._device)
         slots = torch.tensor([one.slot for one in drawn], device=self._device)
         labels = self._labels[steps, slots]
-        clean = self._source.images[self._rows[steps, slots]]
+        clean = self._images[self._rows[steps, slots]]
         saliency = self.stack.saliency(clean, labels, slots).flatten(0, 1) if salient else None
         rows = clean.flatten(0, 1)
         height, width = rows.shape[2:]
@@ -278,21 +318,21 @@ class Block:
         )
         plan = plan_groups([one.method for one in drawn], inputs, Streams([one.key for one in drawn]))
         images[steps - begin, slots] = apply(rows, plan).view(clean.shape)
-        soft = plan.soft_targets(labels.flatten(), self._source.num_classes)
+        soft = plan.soft_targets(labels.flatten(), self._num_classes)
         targets[steps - begin, slots] = soft.view(*labels.shape, -1)
 
     def _known(self) -> Context:
         """Return what observations know of the trainings before they begin."""
         instances = [slot.instance for slot in self.slots]
         examples = [float(slot.instance.train_size) if slot.visible.examples else torch.nan for slot in self.slots]
-        height, width = self._source.images.shape[2:]
+        height, width = self._images.shape[2:]
         return Context.of(
             len(instances),
             self._device,
             total_steps=self._steps,
             num_examples=torch.tensor(examples, dtype=torch.float64),
             batch_size=instances[0].batch_size,
-            num_classes=self._source.num_classes,
+            num_classes=self._num_classes,
             height=height,
             width=width,
             num_params=sum(value[0].numel() for value in self.stack.parameters.values()),

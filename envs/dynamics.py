@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rlmix.envs.instances import Bucket, Instance, InstanceSet
-from rlmix.errors import DataError
-from rlmix.ops import rng
+from rlmix.errors import ConfigError, DataError
+from rlmix.ops import grid, rng
 from rlmix.training import data
 from rlmix.training.models import registry
 
@@ -33,6 +33,8 @@ _WEIGHTS, _BATCHES, _HIDDEN = 3, 4, 5
 _SPLIT, _WRONG, _CLASS, _EPOCH = 110, 111, 112, 113
 _MENU, _KINDS = 7, 114
 _GOLDEN = 0x9E3779B97F4A7C15
+_CLASSES, _RARE, _THINNED = 115, 116, 117
+TRAIN_GRAIN, TEST_GRAIN = 118, 119
 _HIDE_VALIDATION, _HIDE_EXAMPLES, _HIDE_MODEL = 120, 121, 122
 
 HIDDEN_VALIDATION = 0.30
@@ -95,16 +97,32 @@ class Visible:
     examples: bool = True
 
 
-def load_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> Source:
+def load_source(
+    name: str, data_dir: str | os.PathLike[str] | None = None, *, side: int | None = None, grey: bool = False
+) -> Source:
     """Load the training part of a data set, with each channel's mean 0 and standard deviation 1.
+
+    Args:
+        name: of the data set, or a folder.
+        data_dir: where data sets lie that are not part of a package.
+        side: pixels along each side, to which the images are averaged; None leaves them as they are.
+        grey: whether colours are averaged.
 
     Raises:
         DataError: the files are not there.
         UnknownNameError: neither a data set nor a folder.
     """
     arrays = data.load(name, data_dir)
-    images = standardized(arrays.train_images, arrays.train_images)
-    return Source(images, arrays.train_labels, arrays.num_classes)
+    images = resized(arrays.train_images, side, grey)
+    return Source(standardized(images, images), arrays.train_labels, arrays.num_classes)
+
+
+def resized(images: Tensor, side: int | None, grey: bool) -> Tensor:
+    """Return images [n, C, H, W] as [n, C or 1, side, side]: each pixel is the mean of those that lie in it."""
+    shown = images.mean(1, keepdim=True) if grey else images
+    if side is None or shown.shape[2:] == (side, side):
+        return shown
+    return grid.pool(shown.flatten(0, 1), (side, side)).view(*shown.shape[:2], side, side)
 
 
 def standardized(images: Tensor, training: Tensor) -> Tensor:
@@ -123,25 +141,62 @@ def split(instance: Instance, source: Source) -> Split:
     Raises:
         DataError: the data set has too few images.
     """
+    chosen = class_numbers(instance, source.num_classes)
+    usable = chosen[source.labels] >= 0
+    candidates = torch.arange(len(usable)) if bool(usable.all()) else usable.nonzero().squeeze(1)
     needed = instance.train_size + VALIDATION + REWARD
-    count = source.labels.shape[0]
-    if count < needed:
+    order = candidates[rng.permutation(torch.tensor([instance.seed]), _SPLIT, len(candidates))[0]]
+    reward, rest = order[:REWARD], order[REWARD:]
+    labels = chosen[source.labels]
+    rest = _thinned(rest, labels[rest], instance)[: needed - REWARD]
+    if len(rest) < needed - REWARD:
         raise DataError(
             f"instance `{instance.id}` needs {needed} training images of `{instance.data}` ({instance.train_size} to "
-            f"train, {VALIDATION} to observe, {REWARD} for the reward), there are {count}. The largest `train_size` "
-            f"is {max(0, count - VALIDATION - REWARD)}."
+            f"train, {VALIDATION} to observe, {REWARD} for the reward), there are {len(rest) + len(reward)}. The "
+            f"largest `train_size` is {max(0, len(rest) - VALIDATION)}."
         )
-    order = rng.permutation(torch.tensor([instance.seed]), _SPLIT, count)[0]
-    reward, validation, train = torch.split(order[:needed], [REWARD, VALIDATION, instance.train_size])
-    noisy = _noisy(source.labels[order[REWARD:needed]], instance, source.num_classes)
+    noisy = _noisy(labels[rest], instance, num_classes(instance, source.num_classes))
     return Split(
-        train_rows=train,
+        train_rows=rest[VALIDATION:],
         train_labels=noisy[VALIDATION:],
-        validation_rows=validation,
+        validation_rows=rest[:VALIDATION],
         validation_labels=noisy[:VALIDATION],
         reward_rows=reward,
-        reward_labels=source.labels[reward],
+        reward_labels=labels[reward],
     )
+
+
+def num_classes(instance: Instance, available: int) -> int:
+    """Return how many classes an instance has, of a data set with so many.
+
+    Raises:
+        ConfigError: the data set has too few.
+    """
+    if instance.classes is None:
+        return available
+    if instance.classes > available:
+        raise ConfigError(
+            f"instance `{instance.id}` needs {instance.classes} classes, `{instance.data}` has {available}. Give a "
+            "smaller `classes`."
+        )
+    return instance.classes
+
+
+def class_numbers(instance: Instance, available: int) -> Tensor:
+    """Return the number that each class of the data set has in the instance, -1 for those left out: int64 [C]."""
+    if instance.classes is None:
+        return torch.arange(available)
+    count = num_classes(instance, available)
+    places = rng.permutation(torch.tensor([instance.seed]), _CLASSES, available)[0]
+    return torch.where(places < count, places, -1)
+
+
+def noisy_images(images: Tensor, instance: Instance, purpose: int = TRAIN_GRAIN) -> Tensor:
+    """Return images [n, C, H, W] with the instance's input noise, which is the same whenever it is asked for."""
+    if instance.input_noise == 0:
+        return images
+    grain = rng.normal(torch.tensor([instance.seed]), purpose, tuple(images.shape))[0]
+    return images + instance.input_noise * grain.to(images.device)
 
 
 def menu(instances: InstanceSet, digest: str, wave: int) -> tuple[Instance, ...]:
@@ -210,6 +265,17 @@ def visible(episode_key: int) -> Visible:
         validation=rng.host_uniform(key, _HIDE_VALIDATION) >= HIDDEN_VALIDATION,
         examples=rng.host_uniform(key, _HIDE_EXAMPLES) >= HIDDEN_EXAMPLES,
     )
+
+
+def _thinned(rows: Tensor, labels: Tensor, instance: Instance) -> Tensor:
+    """Keep the share of each class that the instance's imbalance leaves of it."""
+    if instance.imbalance == 1:
+        return rows
+    # Which classes are rare is drawn: class numbers say something about the classes of a data set.
+    count = int(labels.max()) + 1
+    rank = rng.permutation(torch.tensor([instance.seed]), _RARE, count)[0]
+    kept = instance.imbalance ** (-rank.double() / max(1, count - 1))
+    return rows[rng.uniform(torch.tensor([instance.seed]), _THINNED, labels.shape)[0] < kept[labels]]
 
 
 def _noisy(labels: Tensor, instance: Instance, num_classes: int) -> Tensor:

@@ -7,9 +7,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeAlias, cast, final
+from typing import Any, Literal, TypeAlias, cast, final
 
 from rlmix._files import sha256_of
 from rlmix.errors import ConfigError, EnvError, nearest
@@ -17,12 +17,13 @@ from rlmix.ops import rng
 from rlmix.training.config import load_config
 
 Part: TypeAlias = Literal["train", "validation", "heldout"]
-Bucket: TypeAlias = tuple[str, str, int, int, float, float]
+Bucket: TypeAlias = tuple[str | int | float | bool | None, ...]
+Pictures: TypeAlias = tuple[str, int | None, bool]
 PARTS: tuple[Part, ...] = ("train", "validation", "heldout")
 DIGITS = "digits"
 
 # What is drawn for an instance.
-_NOISE, _TRAIN_SIZE, _LEARNING_RATE = 101, 102, 103
+_NOISE, _TRAIN_SIZE, _LEARNING_RATE, _IMBALANCE, _INPUT_NOISE = 101, 102, 103, 104, 105
 _DIGITS_KEPT = 4
 
 
@@ -37,12 +38,18 @@ class Instance:
         seed: in [0, 2**63); decides which images are used for what, and which labels are wrong.
         train_size: number of training images.
         noise: share of wrong labels among training and validation images, in [0, 1).
-        model: "mlp" or "cnn".
+        model: a model's name, such as "mlp" or "convnet".
         batch_size: images in a step.
         total_steps: budget in optimiser steps.
         learning_rate: at the beginning; it falls to 0 as a half cosine.
         momentum: of SGD, in [0, 1).
         weight_decay: of SGD.
+        side: pixels along each side, to which the images are averaged; None leaves them as they are.
+        grey: whether colours are averaged.
+        classes: how many of the data set's classes are used, drawn by the seed; None uses all.
+        imbalance: how many times as frequent the most frequent class is as the rarest, among training and validation
+            images, in equal ratios from class to class (Cui et al. 2019, https://arxiv.org/abs/1901.05555, Section 5).
+        input_noise: standard deviation of the noise on all images, in units of the standardized pixels.
 
     Raises:
         ConfigError: a value out of its range.
@@ -59,6 +66,11 @@ class Instance:
     learning_rate: float
     momentum: float = 0.9
     weight_decay: float = 0.0
+    side: int | None = None
+    grey: bool = False
+    classes: int | None = None
+    imbalance: float = 1.0
+    input_noise: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -75,11 +87,43 @@ class Instance:
                 f"instance `{self.id}`: `momentum` must be in [0, 1) and `weight_decay` at least 0, got "
                 f"{self.momentum} and {self.weight_decay}."
             )
+        _check_pictures(self.id, self.side, self.classes)
+        if not 1.0 <= self.imbalance < math.inf or not 0.0 <= self.input_noise < math.inf:
+            raise ConfigError(
+                f"instance `{self.id}`: `imbalance` must be at least 1 and `input_noise` at least 0, got "
+                f"{self.imbalance} and {self.input_noise}."
+            )
+
+    @property
+    def pictures(self) -> Pictures:
+        """What instances must share to be trained on the images of one source."""
+        return self.data, self.side, self.grey
 
     @property
     def bucket(self) -> Bucket:
         """What instances must share to be trained as one stack."""
-        return self.data, self.model, self.batch_size, self.total_steps, self.momentum, self.weight_decay
+        return (
+            *self.pictures,
+            self.classes,
+            self.model,
+            self.batch_size,
+            self.total_steps,
+            self.momentum,
+            self.weight_decay,
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return the instance as JSON takes it; fields that came later are left out where they have their default."""
+        return {name: value for name, value in asdict(self).items() if _LATER.get(name, _NEVER) != value}
+
+
+_NEVER = object()
+# So a set that uses none of them keeps its digest, and with it its references and waves.
+_LATER = {
+    one.name: one.default
+    for one in fields(Instance)
+    if one.name in ("side", "grey", "classes", "imbalance", "input_noise")
+}
 
 
 @final
@@ -123,7 +167,7 @@ class InstanceSet:
     @property
     def digest(self) -> str:
         """SHA-256 of horizon and instances."""
-        document = {"horizon": self.horizon, "instances": [asdict(instance) for instance in self.instances]}
+        document = {"horizon": self.horizon, "instances": [instance.document() for instance in self.instances]}
         return sha256_of(json.dumps(document, sort_keys=True).encode("utf-8"))
 
     def __len__(self) -> int:
@@ -154,10 +198,15 @@ class Family:
         train_size: lowest and highest number of training images, drawn evenly on a logarithmic scale.
         noise: lowest and highest share of wrong labels, drawn evenly.
         learning_rate: lowest and highest, drawn evenly on a logarithmic scale.
-        model: "mlp" or "cnn".
+        model: a model's name, such as "mlp" or "convnet".
         batch_size: images in a step.
         momentum: of SGD.
         weight_decay: of SGD.
+        side: pixels along each side; None leaves the images as they are.
+        grey: whether colours are averaged.
+        classes: how many classes are drawn for an instance; None uses all.
+        imbalance: lowest and highest ratio between classes, drawn evenly on a logarithmic scale.
+        input_noise: lowest and highest standard deviation, drawn evenly.
         share: how often the family is used in proportion to others.
     """
 
@@ -170,6 +219,11 @@ class Family:
     batch_size: int = 32
     momentum: float = 0.9
     weight_decay: float = 0.0
+    side: int | None = None
+    grey: bool = False
+    classes: int | None = None
+    imbalance: tuple[float, float] = (1.0, 1.0)
+    input_noise: tuple[float, float] = (0.0, 0.0)
     share: int = 1
 
     def __post_init__(self) -> None:
@@ -178,8 +232,10 @@ class Family:
             ("train_size", self.train_size),
             ("noise", self.noise),
             ("learning_rate", self.learning_rate),
+            ("imbalance", self.imbalance),
+            ("input_noise", self.input_noise),
         ):
-            if not low <= high or (name != "noise" and low <= 0):
+            if not low <= high or (not name.endswith("noise") and low <= 0):
                 raise ConfigError(f"`{name}` must be a lowest and a highest value, got {[low, high]}.")
         _check_noise(self.data, self.noise[1])
         if not self.total_steps or min(self.total_steps.values()) < 1 or self.share < 1:
@@ -326,21 +382,31 @@ def _interleaved(families: Sequence[Family]) -> Iterator[tuple[Family, int]]:
 
 def _drawn(family: Family, total_steps: int, name: str, seed: int) -> Instance:
     """Return the instance that belongs to a seed."""
-    noise, size, rate = (rng.host_uniform(seed, purpose) for purpose in (_NOISE, _TRAIN_SIZE, _LEARNING_RATE))
-    low, high = family.noise
+    noise, size, rate, imbalance, grain = (
+        rng.host_uniform(seed, purpose) for purpose in (_NOISE, _TRAIN_SIZE, _LEARNING_RATE, _IMBALANCE, _INPUT_NOISE)
+    )
     return Instance(
         id=name,
         data=family.data,
         seed=seed,
         train_size=round(_logarithmic(family.train_size, size)),
-        noise=_rounded(low + (high - low) * noise),
+        noise=_rounded(_evenly(family.noise, noise)),
         model=family.model,
         batch_size=family.batch_size,
         total_steps=total_steps,
         learning_rate=_rounded(_logarithmic(family.learning_rate, rate)),
         momentum=family.momentum,
         weight_decay=family.weight_decay,
+        side=family.side,
+        grey=family.grey,
+        classes=family.classes,
+        imbalance=_rounded(_logarithmic(family.imbalance, imbalance)),
+        input_noise=_rounded(_evenly(family.input_noise, grain)),
     )
+
+
+def _evenly(bounds: tuple[float, float], share: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * share
 
 
 def _logarithmic(bounds: tuple[float, float], share: float) -> float:
@@ -362,3 +428,8 @@ def _check_sizes(name: str, *sizes: int) -> None:
 def _check_noise(name: str, noise: float) -> None:
     if not 0.0 <= noise < 1.0:
         raise ConfigError(f"`{name}`: `noise` must be in [0, 1), got {noise}. It is the share of wrong labels.")
+
+
+def _check_pictures(name: str, side: int | None, classes: int | None) -> None:
+    if (side is not None and side < 1) or (classes is not None and classes < 2):
+        raise ConfigError(f"`{name}`: `side` must be at least 1 and `classes` at least 2, got {side} and {classes}.")

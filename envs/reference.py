@@ -1,10 +1,15 @@
-"""The references of the reward: how good an instance's classifiers become with uniform random mixing, kept on disk."""
+"""Reference scores of instances: how good classifiers become under each entry of a catalogue, kept on disk.
+
+The reward compares with one of them, uniform random mixing; the whole table says which entry wins where, and so whether
+a set has anything to learn.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -25,7 +30,7 @@ REPLICATES = 2
 CACHE_VARIABLE = "RLMIX_CACHE"
 
 # To be raised with every change of what a training does: old tables are of other trainings.
-_SCHEMA = "rlmix.reference/3"
+_SCHEMA = "rlmix.reference/4"
 # Nobody seeds an environment with a key derived from this word.
 _REFERENCE = rng.words("uniform reference")
 # Instances that are trained as one stack. A mixture draws for every step anew, which takes the same time for few slots
@@ -36,13 +41,31 @@ _FEW_WAVES = 4
 
 
 @final
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Reference scores on held-out training images (val-R).
+
+    Attributes:
+        instances: ids of the instances, n.
+        entries: names of the entries, E.
+        scores: float64 [n, E, REPLICATES], S of `rlmix.envs.reward`.
+        accuracies: the same shape, in [0, 1].
+    """
+
+    instances: tuple[str, ...]
+    entries: tuple[str, ...]
+    scores: Tensor
+    accuracies: Tensor
+
+
+@final
 class References:
-    """S_u of instances, computed when needed and once for an instance set and a catalogue.
+    """Reference scores, computed when needed and once for an instance set and a catalogue.
 
     Args:
         instances: the set.
         library: of the pool.
-        progress: called with the instances done so far and those to do in all.
+        progress: called with the trainings (of an instance under an entry) done so far and those to do in all.
 
     Raises:
         EnvError: the catalogue has no mixture.
@@ -50,7 +73,7 @@ class References:
     """
 
     def __init__(self, instances: InstanceSet, library: Library, progress: Progress | None) -> None:
-        self._entry = uniform_entry(library.catalogue)
+        self._entry = library.catalogue.names[uniform_entry(library.catalogue)]
         self._set, self._library, self._progress = instances, library, progress
         # Other devices round otherwise, so each kind has a table of its own.
         content = f"{_SCHEMA} {instances.digest} {library.catalogue.digest} {library.device.type}"
@@ -60,58 +83,102 @@ class References:
         self._rows = self._read()
 
     def of(self, instances: Sequence[Instance]) -> Tensor:
-        """Return S_u of each instance, float64 [N]; what is missing is computed and written.
+        """Return S_u of each instance, float64 [N]: its mean score with uniform random mixing.
+
+        What is missing is computed and written.
 
         Raises:
             OutputError: the file cannot be written.
         """
         known = self._set.instances
         others = known if len(instances) * _FEW_WAVES >= len(known) else ()
-        missing = {_row_name(one): one for one in (*instances, *others) if _row_name(one) not in self._rows}
-        if missing:
-            computed = dict(zip(missing, self._compute(list(missing.values())), strict=True))
-            # Another process may have written its rows meanwhile.
-            self._rows = {**self._read(), **computed}
-            document = {"schema": _SCHEMA, "digest": self._digest, "rows": self._rows}
-            write_text(self.path, json.dumps(document, indent=1) + "\n")
-        return torch.tensor([self._rows[_row_name(one)] for one in instances], dtype=torch.float64)
+        self._complete((*instances, *others), [self._entry])
+        return self._read_out(instances, [self._entry])[:, 0, :, 0].mean(1)
 
-    def _read(self) -> dict[str, float]:
+    def table(self) -> Table:
+        """Return the scores of all instances of the set under all entries.
+
+        What is missing is computed and written, block by block: an interrupted table goes on where it was.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        names = self._library.catalogue.names
+        self._complete(self._set.instances, names)
+        found = self._read_out(self._set.instances, names)
+        return Table(self._set.ids, names, found[..., 0], found[..., 1])
+
+    def _read_out(self, instances: Sequence[Instance], entries: Sequence[str]) -> Tensor:
+        """Return known rows, float64 [n, E, REPLICATES, 2]: score and accuracy."""
+        rows = [[self._rows[_row_name(one)][entry] for entry in entries] for one in instances]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def _complete(self, instances: Sequence[Instance], entries: Sequence[str]) -> None:
+        """Compute and write what is not known yet."""
+        wanted = {_row_name(one): one for one in instances}
+        missing = [
+            (entry, [one for name, one in wanted.items() if entry not in self._rows.get(name, {})]) for entry in entries
+        ]
+        total = sum(len(lacking) for _, lacking in missing)
+        if total:
+            self._tell(0, total)
+        done = 0
+        for entry, lacking in missing:
+            for rows in buckets(lacking):
+                for start in range(0, len(rows), _STACKED):
+                    part = [lacking[row] for row in rows[start : start + _STACKED]]
+                    self._keep(entry, part, self._trained(part, entry))
+                    done += len(part)
+                    self._tell(done, total)
+
+    def _keep(self, entry: str, instances: Sequence[Instance], replicates: Sequence[list[list[float]]]) -> None:
+        # Another process may have written its rows meanwhile.
+        for name, row in self._read().items():
+            self._rows[name] = {**row, **self._rows.get(name, {})}
+        for one, values in zip(instances, replicates, strict=True):
+            self._rows.setdefault(_row_name(one), {})[entry] = values
+        document = {"schema": _SCHEMA, "digest": self._digest, "rows": self._rows}
+        write_text(self.path, json.dumps(document) + "\n")
+
+    def _read(self) -> dict[str, dict[str, list[list[float]]]]:
         if not self.path.exists():
             return {}
         try:
             document: Any = json.loads(self.path.read_text(encoding="utf-8"))
             if document["schema"] != _SCHEMA or document["digest"] != self._digest:
                 raise ValueError("it is of another set or version")
-            return {str(name): float(value) for name, value in document["rows"].items()}
+            return {
+                str(name): {str(entry): _replicates(values) for entry, values in row.items()}
+                for name, row in document["rows"].items()
+            }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"`{self.path}` is damaged ({error}). Delete it; it is computed anew.") from error
 
-    def _compute(self, instances: Sequence[Instance]) -> list[float]:
-        found: dict[Instance, float] = {}
-        self._tell(0, len(instances))
-        for rows in buckets(instances):
-            for start in range(0, len(rows), _STACKED):
-                part = [instances[row] for row in rows[start : start + _STACKED]]
-                found.update(zip(part, self._scores(part), strict=True))
-                self._tell(len(found), len(instances))
-        return [found[instance] for instance in instances]
-
-    def _scores(self, instances: Sequence[Instance]) -> Iterable[float]:
-        """Train instances of one bucket with uniform random mixing, and return their mean scores."""
+    def _trained(self, instances: Sequence[Instance], entry: str) -> list[list[list[float]]]:
+        """Train instances of one bucket under one entry, and return score and accuracy of each replicate."""
         slots = [
             Slot(instance=instance, key=key, visible=Visible())
             for instance in instances
             for key in reference_keys(instance)
         ]
         block = Block.begin(self._library, slots)
-        block.advance([self._entry] * len(slots), 0, instances[0].total_steps)
-        means: list[float] = block.scores().score.view(len(instances), -1).mean(1).tolist()
-        return means
+        block.advance([self._library.catalogue.index(entry)] * len(slots), 0, instances[0].total_steps)
+        scores = block.scores()
+        pairs: list[list[list[float]]] = (
+            torch.stack([scores.score, scores.accuracy], 1).view(len(instances), REPLICATES, 2).tolist()
+        )
+        return pairs
 
     def _tell(self, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(done, total)
+
+
+def _replicates(values: Any) -> list[list[float]]:
+    found = [[float(score), float(accuracy)] for score, accuracy in values]
+    if len(found) != REPLICATES:
+        raise ValueError(f"it has {len(found)} replicates, expected {REPLICATES}")
+    return found
 
 
 def reference_keys(instance: Instance) -> list[int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlmix.errors import DataError, UnknownNameError, nearest
 from rlmix.ops import rng
+from rlmix.training import shapes
 
 ENVIRONMENT_VARIABLE = "RLMIX_DATA"
 DEFAULT_FOLDER = "data"
@@ -139,6 +140,12 @@ def _digits(root: Path) -> Arrays:
     )
 
 
+def _shapes(root: Path) -> Arrays:
+    images, labels = shapes.shapes()
+    count = shapes.TRAIN
+    return _arrays("shapes", (images[:count], images[count:]), (labels[:count], labels[count:]), shapes.CLASSES)
+
+
 def _fashion_mnist(root: Path) -> Arrays:
     from torchvision.datasets import FashionMNIST
 
@@ -151,7 +158,7 @@ def _fashion_mnist(root: Path) -> Arrays:
     with _explained("fashion-mnist", root, raw / "train-images-idx3-ubyte", help_text):
         parts = [FashionMNIST(root, train=train, download=False) for train in (True, False)]
     images = [torch.as_tensor(part.data).unsqueeze(1).float() / 255.0 for part in parts]
-    return _arrays("fashion-mnist", images, [part.targets for part in parts], parts[0].classes, natural=False)
+    return _arrays("fashion-mnist", images, [part.targets for part in parts], parts[0].classes)
 
 
 def _cifar10(root: Path) -> Arrays:
@@ -189,7 +196,7 @@ def _explained(name: str, root: Path, path: Path, help_text: str) -> Iterator[No
         ) from error
 
 
-def _arrays(name: str, images: Sequence[Tensor], labels: Sequence[Any], classes: Any, *, natural: bool) -> Arrays:
+def _arrays(name: str, images: Sequence[Tensor], labels: Sequence[Any], classes: Any, natural: bool = False) -> Arrays:
     train_labels, test_labels = (torch.as_tensor(part, dtype=torch.int64) for part in labels)
     return Arrays(
         name=name,
@@ -260,6 +267,7 @@ def _decoded(files: Sequence[Path], side: int) -> Tensor:
 
 DATASETS: dict[str, Callable[[Path], Arrays]] = {
     "digits": _digits,
+    "shapes": _shapes,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,

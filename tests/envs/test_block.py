@@ -117,10 +117,11 @@ def test_a_convolutional_net_is_looped_on_a_cpu_and_sees_the_same_batches(instan
     assert block.observe(2).shape == (2, len(names(ENTRIES)))
 
 
-def test_a_block_survives_its_tree(instance):
+@pytest.mark.parametrize("changes", [{}, {"model": "resnet8", "input_noise": 0.5, "classes": 4}])
+def test_a_block_survives_its_tree(instance, changes):
     """What a snapshot forgets shows in the steps after it."""
     shared = library()
-    block = Block.begin(shared, slots_of([instance("a"), instance("b")]))
+    block = Block.begin(shared, slots_of([instance("a", **changes), instance("b", **changes)]))
     block.advance([2, 9], 0, 4)
     copy = Block.from_tree(shared, block.tree())
     for one in (block, copy):
@@ -133,3 +134,19 @@ def test_buckets_hold_what_can_be_stacked(instance):
     """Nets of two shapes in one stack would fail; of one shape in two stacks they would be slow."""
     instances = [instance("a"), instance("b", total_steps=16), instance("c", noise=0.0), instance("d", model="cnn")]
     assert list(buckets(instances)) == [[0, 2], [1], [3]]
+
+
+def test_noise_on_images_reaches_training_observation_and_score(instance):
+    """Slots of one bucket see the same data set, each with the noise of its own instance."""
+    plain, noisy = instance("a"), instance("a", input_noise=1.0)
+    block = Block.begin(library(), slots_of([plain, noisy]))
+    clean, marked = (split.train_rows for split in block._splits)
+    difference = block._images[marked] - block._images[clean]
+    assert 0.9 < float(difference.std()) < 1.1
+    block.advance([0, 0], 0, 8)
+    alone = Block.begin(library(), slots_of([plain]))
+    alone.advance([0], 0, 8)
+    assert torch.equal(parameters(block)[0], parameters(alone)[0])
+    assert torch.equal(block.observe(8)[0], alone.observe(8)[0])
+    assert not torch.equal(block.observe(8)[1], alone.observe(8)[0])
+    assert block.scores().score[0] == alone.scores().score[0]

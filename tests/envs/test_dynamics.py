@@ -10,7 +10,7 @@ import torch
 
 from rlmix.envs import dynamics
 from rlmix.envs.instances import InstanceSet, digits_set
-from rlmix.errors import DataError, UnknownNameError
+from rlmix.errors import ConfigError, DataError, UnknownNameError
 from rlmix.training import data
 from rlmix.training.models.registry import build
 
@@ -150,3 +150,72 @@ def test_one_slot_meets_all_instances_in_the_course_of_waves(tiny):
     # Six standard deviations around 100.
     assert set(counts) == set(tiny.ids)
     assert all(abs(count - 100) < 56 for count in counts.values())
+
+
+def test_images_are_averaged_to_a_side_and_to_grey(source):
+    """The pixels of a smaller image are means of those that lie in them, before anything is standardized."""
+    images = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    expected = images.mean(1, keepdim=True).view(5, 1, 4, 3, 4, 3).mean((3, 5))
+    torch.testing.assert_close(dynamics.resized(images, 4, True), expected)
+    torch.testing.assert_close(dynamics.resized(images, 4, False).mean(1, keepdim=True), expected)
+    assert dynamics.resized(images, None, False) is images
+    assert dynamics.resized(images, 5, False).shape == (5, 3, 5, 5)
+    half = dynamics.load_source("digits", side=4)
+    pooled = data.load("digits").train_images.view(-1, 1, 4, 2, 4, 2).mean((3, 5))
+    torch.testing.assert_close(half.images, dynamics.standardized(pooled, pooled))
+
+
+def test_drawn_classes_are_numbered_anew_and_differ_between_seeds(instance, source):
+    """Ten of a hundred classes, drawn for each instance, are many problems from one data set."""
+    found = set()
+    for seed in range(20):
+        one = instance("a", classes=4, noise=0.0, seed=seed)
+        numbers = dynamics.class_numbers(one, 10)
+        assert sorted(numbers[numbers >= 0].tolist()) == [0, 1, 2, 3]
+        split = dynamics.split(one, source)
+        for rows, labels in (
+            (split.train_rows, split.train_labels),
+            (split.validation_rows, split.validation_labels),
+            (split.reward_rows, split.reward_labels),
+        ):
+            assert torch.equal(numbers[source.labels[rows]], labels)
+            assert labels.min() >= 0
+        rows = torch.cat([split.train_rows, split.validation_rows, split.reward_rows])
+        assert rows.unique().numel() == rows.numel() == 100 + dynamics.VALIDATION + dynamics.REWARD
+        found.add(tuple(numbers.tolist()))
+    assert len(found) > 10
+    noisy = dynamics.split(instance("a", classes=4, noise=0.4), source)
+    assert set(noisy.train_labels.tolist()) == {0, 1, 2, 3}
+    with pytest.raises(ConfigError, match="needs 11 classes, `digits` has 10"):
+        dynamics.split(instance("a", classes=11), source)
+
+
+def test_imbalance_thins_training_and_val_o_and_leaves_val_r(instance):
+    """Frequencies fall in equal ratios; what is rewarded is balanced as the data set is."""
+    shapes = dynamics.load_source("shapes", side=4)
+    one = instance("a", data="shapes", side=4, noise=0.0, train_size=2000, imbalance=8.0)
+    split = dynamics.split(one, shapes)
+    frequency = torch.cat([split.train_labels, split.validation_labels]).bincount(minlength=10).double()
+    expected = 8.0 ** (-torch.arange(10) / 9)
+    expected = 2150 * expected / expected.sum()
+    # Each count is binomial; six standard deviations and the data set's own imbalance of a tenth: below 1e-6.
+    ordered = frequency.sort(descending=True).values
+    assert ((ordered - expected).abs() < 6 * expected.sqrt() + 0.15 * expected).all()
+    assert split.reward_labels.bincount(minlength=10).min() >= 10
+    rows = torch.cat([split.train_rows, split.validation_rows, split.reward_rows])
+    assert rows.unique().numel() == rows.numel() == 2000 + dynamics.VALIDATION + dynamics.REWARD
+    with pytest.raises(DataError, match=r"needs 4400 training images.*largest `train_size` is"):
+        dynamics.split(dataclasses.replace(one, train_size=4000), shapes)
+
+
+def test_input_noise_belongs_to_an_instance_and_has_its_deviation(instance):
+    """A noisy camera is noisy for good: the same image looks the same in every epoch."""
+    images = torch.zeros(50, 1, 8, 8)
+    one = instance("a", input_noise=0.5)
+    noisy = dynamics.noisy_images(images, one)
+    assert torch.equal(noisy, dynamics.noisy_images(images, one))
+    # 3,200 normal numbers: the deviation lies within 8 % but for one case in 1e9.
+    assert abs(float(noisy.std()) / 0.5 - 1) < 0.08
+    assert not torch.equal(noisy, dynamics.noisy_images(images, one, dynamics.TEST_GRAIN))
+    assert not torch.equal(noisy, dynamics.noisy_images(images, dataclasses.replace(one, seed=1)))
+    assert dynamics.noisy_images(images, instance("a")) is images

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import rlmix.envs
-from rlmix.envs import heldout
+from rlmix.envs import dynamics, heldout
 from rlmix.training import data
 
 
@@ -42,3 +43,17 @@ def test_nothing_in_the_environment_reads_the_test_part():
         imported = {getattr(node, "module", "") for node in nodes}
         assert not named & {"test_images", "test_labels", "test_split"}, name
         assert "rlmix.envs.heldout" not in imported, name
+
+
+def test_the_test_part_of_drawn_classes_has_these_alone_and_the_instances_noise(instance):
+    """A classifier of three classes cannot be asked for ten, and a noisy camera is noisy at the test too."""
+    arrays, parts = data.load("digits"), heldout.HeldOut()
+    one = instance("a", classes=3, side=4)
+    images, labels = parts.of(one)
+    numbers = dynamics.class_numbers(one, 10)[arrays.test_labels]
+    assert torch.equal(labels, numbers[numbers >= 0])
+    train, test = (dynamics.resized(part, 4, False) for part in (arrays.train_images, arrays.test_images))
+    assert torch.equal(images, dynamics.standardized(test, train)[numbers >= 0])
+    noisy, same = parts.of(replace(one, input_noise=0.3))
+    assert torch.equal(same, labels)
+    assert 0.25 < float((noisy - images).std()) < 0.35

@@ -32,6 +32,10 @@ from rlmix.errors import ConfigError, EnvError
         ({"weight_decay": -1.0}, "`weight_decay` at least 0"),
         ({"seed": -1}, r"`seed` must be in \[0, 2\*\*63\), got -1"),
         ({"id": ""}, "`id` must not be empty"),
+        ({"side": 0}, "`side` must be at least 1"),
+        ({"classes": 1}, "`classes` at least 2, got None and 1"),
+        ({"imbalance": 0.5}, "`imbalance` must be at least 1"),
+        ({"input_noise": -1.0}, "`input_noise` at least 0"),
     ],
 )
 def test_an_instance_out_of_range_is_refused(instance, changes, message):
@@ -73,6 +77,14 @@ def test_the_digest_changes_with_horizon_and_any_field(tiny):
     ]
     assert len({tiny.digest, *(other.digest for other in others)}) == 4
     assert dataclasses.replace(tiny, name="renamed").digest == tiny.digest
+
+
+def test_fields_that_came_later_change_the_digest_only_where_they_are_used(instance, tiny):
+    """A set keeps its references and its waves, which follow from its digest, when instances learn something new."""
+    assert digits_set("heldout").digest == "e7c66219375c0e9c05a30f9e2e10c89375b79b29b3ed31e72a32fc0059f01eef"
+    for changes in ({"side": 4}, {"grey": True}, {"classes": 5}, {"imbalance": 2.0}, {"input_noise": 0.1}):
+        changed = dataclasses.replace(tiny.instances[0], **changes)
+        assert dataclasses.replace(tiny, instances=(changed, *tiny.instances[1:])).digest != tiny.digest
 
 
 def test_digits_sets_are_as_large_and_as_mixed_as_they_say():

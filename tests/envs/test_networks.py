@@ -116,7 +116,39 @@ def test_selected_networks_are_copies():
     assert not torch.equal(copy.parameters["1.weight"][0], stack.parameters["1.weight"][2])
 
 
-def test_a_model_with_buffers_is_refused():
+def test_a_model_with_buffers_is_refused_as_a_stack():
     """Statistics of BatchNorm would be shared by all networks of a stack."""
-    with pytest.raises(ConfigError, match="BatchNorm.*`model: mlp` or `model: cnn`"):
-        forward_of(network("resnet18"), looped=False)
+    with pytest.raises(ConfigError, match="BatchNorm.*`looped=True`"):
+        forward_of(network("resnet8"), looped=False)
+
+
+def test_networks_with_batch_normalisation_train_as_torchs_own():
+    """Statistics move in training, stay in saliency, are read in evaluation, and belong to one network each."""
+    model = network("resnet8")
+    stack = Stack.initial(forward_of(model, looped=True), weights(model, 2), CPU, dict(model.named_buffers()))
+    models, rates = [network("resnet8") for _ in range(2)], torch.tensor([0.05, 0.1])
+    optimizers = []
+    for one, start, rate in zip(models, weights(network("resnet8"), 2), rates.tolist(), strict=True):
+        one.load_state_dict(start, strict=False)
+        optimizers.append(torch.optim.SGD(one.parameters(), lr=rate, momentum=0.9))
+    for step in range(4):
+        images, targets = batch(2, seed=step)
+        maps = stack.saliency(images, targets.argmax(-1), torch.arange(2))
+        stack.descend(images, targets, rates, 0.9, 0.0, torch.ones(2, dtype=torch.bool))
+        for row, (one, optimizer) in enumerate(zip(models, optimizers, strict=True)):
+            expected = input_gradient(one.train(), images[row], targets[row].argmax(-1))
+            torch.testing.assert_close(maps[row], expected, atol=1e-5, rtol=1e-3)
+            loss = functional.cross_entropy(one(images[row]), targets[row])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    images, _ = batch(2, seed=9)
+    logits = stack.logits(images)
+    for row, one in enumerate(models):
+        for name, buffer in one.named_buffers():
+            torch.testing.assert_close(stack.buffers[name][row], buffer, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(logits[row], one.eval()(images[row]), atol=1e-3, rtol=1e-3)
+    assert stack.buffers["1.num_batches_tracked"].tolist() == [4, 4]
+    copy = stack.select(torch.tensor([1, 1]))
+    copy.descend(*batch(2, seed=3), rates, 0.9, 0.0, torch.ones(2, dtype=torch.bool))
+    assert stack.buffers["1.num_batches_tracked"].tolist() == [4, 4]

@@ -100,7 +100,7 @@ def test_an_instance_of_the_same_name_but_other_content_has_its_own_row(many):
     assert table.of([many.instances[0]]).item() != table.of([changed]).item()
 
 
-@pytest.mark.parametrize("text", ["{", '{"schema": "rlmix.reference/3", "digest": "0", "rows": {}}', "[]"])
+@pytest.mark.parametrize("text", ["{", '{"schema": "rlmix.reference/4", "digest": "0", "rows": {}}', "[]"])
 def test_a_damaged_table_is_named(many, text):
     """Half a file must not become half a table."""
     path = references(many).path
@@ -115,3 +115,38 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(man
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
     with pytest.raises(OutputError, match="cannot be written"):
         references(many)
+
+
+def test_the_table_holds_every_entry_and_the_references_are_its_mixture(many):
+    """One file serves the reward and the question which entry wins where."""
+    calls = []
+    known = references(many, calls)
+    table = known.table()
+    assert calls[-1] == (9 * len(ENTRIES), 9 * len(ENTRIES))
+    assert table.instances == many.ids
+    assert table.entries == ENTRIES.names
+    assert table.scores.shape == table.accuracies.shape == (9, len(ENTRIES), 2)
+    assert torch.equal(known.of(many.instances), table.scores[:, ENTRIES.index("uniform-cheap")].mean(1))
+    pool = Pool(many, seeds=[0], catalogue=ENTRIES, reward=None)
+    pool.begin([many.instances[4]], reference_keys(many.instances[4])[1:])
+    for _ in range(4):
+        pool.step([ENTRIES.index("mixup-1")])
+    assert table.accuracies[4, ENTRIES.index("mixup-1"), 1] == pool.scores().accuracy.item()
+
+
+def test_an_interrupted_table_goes_on_where_it_was(many):
+    """A table of a large set takes an hour."""
+
+    def interrupt(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        References(many, Library(ENTRIES, None, "cpu"), interrupt).table()
+    calls = []
+    resumed = references(many, calls).table()
+    assert calls[0] == (0, 9 * (len(ENTRIES) - 1))
+    references(many).path.unlink()
+    whole = references(many).table()
+    assert torch.equal(resumed.scores, whole.scores)
+    assert torch.equal(resumed.accuracies, whole.accuracies)

@@ -12,12 +12,16 @@ from torch import nn
 from rlmix.errors import InputError, UnknownNameError, nearest
 from rlmix.ops.modules import kept_random_state
 from rlmix.training.models.cnn import cnn
+from rlmix.training.models.convnet import convnet, lenet
 from rlmix.training.models.mlp import mlp
-from rlmix.training.models.resnet import resnet
+from rlmix.training.models.resnet import resnet, resnet8
 
 MODELS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
+    "convnet": convnet,
+    "lenet": lenet,
+    "resnet8": resnet8,
     "resnet18": functools.partial(resnet, 18),
     "resnet34": functools.partial(resnet, 34),
     "resnet50": functools.partial(resnet, 50),

@@ -67,8 +67,8 @@ def test_initial_weights_have_the_variance_that_is_documented() -> None:
 
 def test_an_unknown_model_names_the_nearest() -> None:
     """A misspelt name must not end in a list to search through."""
-    with pytest.raises(UnknownNameError, match=r"no model `resnet81`. Did you mean `resnet18`\?"):
-        build("resnet81", channels=1, height=8, width=8, num_classes=4)
+    with pytest.raises(UnknownNameError, match=r"no model `resnet19`. Did you mean `resnet18`\?"):
+        build("resnet19", channels=1, height=8, width=8, num_classes=4)
 
 
 def test_sizes_below_one_are_refused() -> None:

@@ -1,0 +1,46 @@
+"""Two small convolutional nets whose training steps take a few milliseconds on a CPU."""
+
+from __future__ import annotations
+
+from torch import nn
+
+WIDTHS = (16, 32)
+GROUPS = 4
+LENET_WIDTHS = (8, 16)
+LENET_HIDDEN = 64
+
+
+def convnet(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
+    """Return two 3x3 convolutions of stride 2 with GroupNorm and a mean over the pixels: [B, C, H, W] -> [B, classes].
+
+    Has no buffers, so that it can be stacked by `torch.func.vmap`.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip((channels, *WIDTHS), WIDTHS, strict=False):
+        layers += [
+            nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(GROUPS, fan_out),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], num_classes))
+
+
+def lenet(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
+    """Return two 5x5 convolutions with pooling and two linear layers, nothing normalised: [B, C, H, W] -> [B, classes].
+
+    In the manner of LeCun, Bottou, Bengio, Haffner 1998 (https://doi.org/10.1109/5.726791, Section II-B), with ReLU
+    and maximum pooling. Sides of at least 4 pixels.
+    """
+    first, second = LENET_WIDTHS
+    return nn.Sequential(
+        nn.Conv2d(channels, first, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(first, second, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(second * (height // 4) * (width // 4), LENET_HIDDEN),
+        nn.ReLU(),
+        nn.Linear(LENET_HIDDEN, num_classes),
+    )
