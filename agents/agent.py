@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from torch import Tensor
 
 from rlmix.policy.artifact import LearnedPolicy, load, save
+from rlmix.policy.codec import AbstractCodec, Catalogue
 
 
 @final
@@ -20,7 +21,7 @@ class Feedback:
     """What an agent may learn from after a decision interval.
 
     Attributes:
-        actions: int64 [N], the entries that were used.
+        actions: int64 [N], the entries that were used; of other codecs what was done, [N, *shape].
         observations: float32 [N, D] at the end of the interval.
         rewards: float32 [N].
         done: whether the trainings ended.
@@ -74,7 +75,7 @@ class LearnedAgent(AbstractAgent):
         self._columns = policy.columns(tuple(observation_names))
 
     def act(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the most probable allowed entries, int64 [N]."""
+        """Return the most probable allowed entries, int64 [N]; of other codecs the actions, [N, *shape]."""
         return self.policy.act(observations[:, self._columns], mask)
 
     def observe(self, feedback: Feedback) -> None:
@@ -92,6 +93,43 @@ class LearnedAgent(AbstractAgent):
             PolicyError: the directory is damaged or of another kind.
         """
         return cls(load(path), observation_names)
+
+
+@final
+class EncodedAgent(AbstractAgent):
+    """An agent that chooses from a catalogue, among agents whose actions set parameters.
+
+    Its entries are written as such actions, so that both kinds train side by side. It sees their observations, which
+    begin as its own do, but remember other entries.
+
+    Args:
+        agent: the agent.
+        catalogue: what its actions mean.
+        codec: what all actions mean where it is to act.
+
+    Raises:
+        UnknownNameError: an entry that no action means.
+        InputError: an entry with a parameter out of the range that actions reach.
+    """
+
+    def __init__(self, agent: AbstractAgent, catalogue: Catalogue, codec: AbstractCodec) -> None:
+        self.agent = agent
+        encoded = [codec.encode(decision) for decision in catalogue.decisions]
+        self._actions = torch.tensor(encoded, dtype=torch.int64 if codec.whole else torch.float32)
+
+    def act(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the agent's choices as actions, [N, *shape]; the mask is for its own entries."""
+        return self._actions[self.agent.act(observations, mask).cpu()]
+
+    def observe(self, feedback: Feedback) -> None:
+        """Tell the agent, with the entries that its actions stand for."""
+        own = feedback.actions.unsqueeze(1) == self._actions
+        entries = own.flatten(2).all(2) if own.dim() > 2 else own
+        self.agent.observe(replace(feedback, actions=entries.int().argmax(1)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the agent itself."""
+        self.agent.save(path)
 
 
 def first_allowed(entries: Tensor, mask: Tensor | None) -> Tensor:

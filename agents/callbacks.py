@@ -121,7 +121,7 @@ class Keeper(BaseCallback):
 
     def _write(self) -> None:
         ranges = {"low": self._ranges.low, "high": self._ranges.high}
-        save_tree(self._path, {**capture(_ppo(self)), "identity": self._identity, "ranges": ranges})
+        save_tree(self._path, {**capture(ppo_of(self)), "identity": self._identity, "ranges": ranges})
 
 
 @final
@@ -139,13 +139,15 @@ class Curves(BaseCallback):
         self.probabilities = torch.zeros(0, len(catalogue.methods))
 
     def _on_rollout_end(self) -> None:
-        model = _ppo(self)
+        model = ppo_of(self)
         # [H, N, D]; copied, because the buffer is reused.
         observations = torch.as_tensor(model.rollout_buffer.observations).clone()
         self._ranges.add(observations)
         with torch.no_grad():
-            distribution = model.policy.get_distribution(observations.flatten(0, 1))
-            entries = cast(torch.distributions.Categorical, distribution.distribution).probs
+            distribution: Any = model.policy.get_distribution(observations.flatten(0, 1)).distribution
+            # Of several choices, the first is that of the entry.
+            first = distribution[0] if isinstance(distribution, list) else distribution
+            entries = cast(torch.distributions.Categorical, first).probs
         entries = entries.view(*observations.shape[:2], -1).mean(1)
         self.probabilities = (entries.double() @ self._usage).float()
         for decision, row in enumerate(self.probabilities.tolist()):
@@ -182,7 +184,7 @@ class Evaluations(BaseCallback):
         self.last: Mapping[str, float] = {}
 
     def _on_rollout_start(self) -> None:
-        model = _ppo(self)
+        model = ppo_of(self)
         wave = self.num_timesteps // (model.n_steps * model.n_envs)
         if self._every and wave and wave % self._every == 0:
             self._log()
@@ -194,7 +196,7 @@ class Evaluations(BaseCallback):
         self._log()
 
     def _log(self) -> None:
-        self.last = self._measure(_ppo(self))
+        self.last = self._measure(ppo_of(self))
         for tag, value in self.last.items():
             self.logger.record(tag, value)
         self.logger.dump(self.num_timesteps)
@@ -226,6 +228,6 @@ def usage(catalogue: Catalogue) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _ppo(callback: BaseCallback) -> PPO:
+def ppo_of(callback: BaseCallback) -> PPO:
     """Return the callback's algorithm, which this package only ever runs as PPO."""
     return cast(PPO, callback.model)

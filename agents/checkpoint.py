@@ -10,13 +10,16 @@ import collections
 import contextlib
 import random  # noqa: TID251  (its state is only kept and given back)
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from rlmix.errors import CheckpointError
+
+Algorithm: TypeAlias = OnPolicyAlgorithm | OffPolicyAlgorithm
 
 SCHEMA = "rlmix.ppo-checkpoint/1"
 
@@ -37,7 +40,7 @@ def borrowed_randomness() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def capture(model: PPO) -> dict[str, Any]:
+def capture(model: Algorithm) -> dict[str, Any]:
     """Return networks, optimiser, random states and counters of `model` as a tree for `rlmix._files.save_tree`."""
     numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002  (stable-baselines3 shuffles with it)
     optimizer = model.policy.optimizer.state_dict()
@@ -62,7 +65,7 @@ def capture(model: PPO) -> dict[str, Any]:
     }
 
 
-def restore(model: PPO, tree: Mapping[str, Any]) -> None:
+def restore(model: Algorithm, tree: Mapping[str, Any]) -> None:
     """Put back what `capture` took, except the random states (`restore_randomness`).
 
     Raises:

@@ -7,18 +7,20 @@ from collections.abc import Collection
 
 import torch
 
-from rlmix.agents.agent import AbstractAgent, LearnedAgent
+from rlmix.agents.agent import AbstractAgent, EncodedAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent
 from rlmix.agents.evaluate import Progress, evaluate
-from rlmix.agents.report import Report, best_fixed, best_fixed_per_budget
+from rlmix.agents.report import Report, best_fixed, best_fixed_per_budget, best_in_other_replicates
 from rlmix.envs.instances import InstanceSet
 from rlmix.errors import ConfigError
 from rlmix.policy.artifact import LearnedPolicy
+from rlmix.policy.codec import Catalogue
 from rlmix.policy.signals import names
 
 LEARNED = "learned"
 BEST_FIXED = "best-fixed"
 BEST_PER_BUDGET = "best-fixed-per-budget"
+ORACLE = "oracle"
 
 
 def compare(
@@ -26,6 +28,7 @@ def compare(
     heldout: InstanceSet,
     validation: InstanceSet,
     *,
+    catalogue: Catalogue | None = None,
     replicates: int = 1,
     seed: int = 0,
     with_validation: bool = True,
@@ -33,7 +36,7 @@ def compare(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Report:
-    """Evaluate a policy, every fixed agent of its catalogue, and the best fixed ones.
+    """Evaluate a policy, every fixed agent of a catalogue, and the best fixed ones.
 
     The best fixed agents are chosen on the validation instances, measured on held-out training images; their runs on
     the held-out instances are those of the fixed agents that they stand for.
@@ -42,6 +45,8 @@ def compare(
         policy: the policy.
         heldout: instances to compare on.
         validation: instances to choose the best fixed agents on.
+        catalogue: what the fixed agents choose from; None takes the policy's, in which parameters that its actions set
+            are in the middle of their ranges.
         replicates: trainings of each held-out instance by each agent.
         seed: episode keys are derived from it.
         with_validation: whether the policy sees statistics of the instances' validation split.
@@ -53,14 +58,17 @@ def compare(
         ConfigError: the instances have another number of decisions than the policy.
         DataError: images are missing.
         InputError: `replicates` is below 1.
+        UnknownNameError: an entry of `catalogue` that no action of the policy means.
     """
     if policy.horizon != heldout.horizon:
         raise ConfigError(
             f"The policy decides {policy.horizon} times in a training, the instances of `{heldout.name}` have "
             f"{heldout.horizon} decisions. Evaluate it on a recipe with `horizon: {policy.horizon}`."
         )
-    catalogue = policy.catalogue
+    catalogue, codec = policy.catalogue if catalogue is None else catalogue, policy.actions
     fixed: dict[str, AbstractAgent] = {name: FixedAgent(name, catalogue) for name in catalogue.names}
+    # Side by side with the policy, they must act as it does.
+    beside = {name: EncodedAgent(agent, catalogue, codec) for name, agent in fixed.items()}
     chosen = len(fixed) * len(validation)
     total = chosen + (len(fixed) + 1) * len(heldout) * replicates
 
@@ -78,9 +86,9 @@ def compare(
         progress=count_from(0),
     )
     report = evaluate(
-        {LEARNED: LearnedAgent(policy, names(catalogue)), **fixed},
+        {LEARNED: LearnedAgent(policy, names(codec.catalogue)), **beside},
         heldout,
-        catalogue=catalogue,
+        catalogue=codec,
         replicates=replicates,
         seed=seed,
         with_validation=with_validation,
@@ -114,3 +122,22 @@ def with_best_fixed(
     best, lookup = best_fixed(selection, entries), best_fixed_per_budget(selection, entries)
     report = report.copied(single, lambda run: best)
     return report.copied(per_budget, lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))
+
+
+def with_oracle(report: Report, entries: Collection[str], *, name: str = ORACLE) -> Report:
+    """Return `report` with the unbiased oracle: for each instance the fixed agent that was best in other replicates.
+
+    It is the best that choosing one entry for each instance can give, known from trainings of that very instance. The
+    naive oracle, which takes the best of the runs that it is judged by, also profits from their luck: with twelve
+    entries of equal worth it would seem 1.6 standard deviations of a run better than any of them.
+
+    Args:
+        report: has a run of every fixed agent, in two replicates or more.
+        entries: names of the fixed agents.
+        name: what the oracle is called.
+
+    Raises:
+        InputError: none of `entries` was evaluated, or there is one replicate only.
+    """
+    chosen = best_in_other_replicates(report, entries)
+    return report.copied(name, lambda run: chosen[run.instance, run.replicate])

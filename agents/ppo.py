@@ -9,37 +9,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
-import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from rlmix._files import load_tree, writable_folder, write_text
 from rlmix.agents.callbacks import BoardWriter, Curves, Evaluations, Keeper, ProgressHook, Ranges, Reporter
-from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, check_identity, restore
+from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, restore
 from rlmix.agents.export import export
+from rlmix.agents.hybrid import HybridPolicy
+from rlmix.agents.runs import POLICY, card_of, checkpoint_path, identity_of, open_run
 from rlmix.agents.validation import Validation, draw_entries
+from rlmix.agents.vine import Vine
 from rlmix.envs.instances import InstanceSet, instance_set
+from rlmix.envs.pool import Pool
 from rlmix.envs.sb3 import MixVecEnv
-from rlmix.errors import CheckpointError, ConfigError, OutputError
+from rlmix.errors import ConfigError
 from rlmix.monitor.board import Board
-from rlmix.monitor.provenance import versions
 from rlmix.policy import signals
 from rlmix.policy.artifact import LearnedPolicy, save
-from rlmix.policy.codec import Catalogue, catalogue
+from rlmix.policy.codec import AbstractCodec, ActionKind
+from rlmix.policy.parametric import HybridCodec, find_codec
 from rlmix.training.config import Device
 from rlmix.training.loop import choose_device
-
-CHECKPOINT = "checkpoint.safetensors"
-CONFIG = "config.yaml"
-POLICY = "policy"
 
 
 @final
@@ -49,13 +48,16 @@ class PPOConfig:
 
     Attributes:
         instances: "digits", or a YAML file that describes an instance set.
-        catalogue: name of the catalogue of Decisions that the policy chooses from.
+        action: what the policy chooses: "discrete", an entry of a catalogue of Decisions; "multidiscrete", a method and
+            levels of its parameters; "hybrid", a method and its parameters.
+        catalogue: name of the catalogue, or of the method space, that it chooses from.
         timesteps: decisions over all actors, rounded up to whole waves of actors x horizon.
         actors: trainings in one wave, at least 2.
         seed: seed of everything.
         out: folder of checkpoint, policy and TensorBoard logs.
         device: where the classifiers train; the policy itself is too small for anything but a CPU.
         data_dir: folder of data sets that have to lie on disk.
+        processes: how many the trainings are divided among; the policy is the same for any number.
         learning_rate: step size of Adam.
         batch_size: decisions in a minibatch; must divide actors x horizon, unless a wave has fewer.
         epochs: passes over a wave's decisions.
@@ -63,10 +65,13 @@ class PPOConfig:
         clip: largest change of a probability ratio that is rewarded, in (0, 1).
         gae_lambda: decay of the advantage estimate, in [0, 1].
         hidden: widths of the hidden layers of actor and critic.
+        forks: K, to take advantages from K forks of each training at each decision instead of the critic (`Vine`),
+            which costs K (H + 1) / 2 times the trainings' steps on top; 0 for the critic.
         evaluate_every: waves between two evaluations on validation instances; 0 evaluates at the end only.
     """
 
     instances: str = "digits"
+    action: ActionKind = "discrete"
     catalogue: str = "v0"
     timesteps: int = 12_288
     actors: int = 64
@@ -74,6 +79,7 @@ class PPOConfig:
     out: str = "runs/agent"
     device: Device = "cpu"
     data_dir: str | None = None
+    processes: int = 1
     learning_rate: float = 1e-3
     batch_size: int = 128
     epochs: int = 8
@@ -81,6 +87,7 @@ class PPOConfig:
     clip: float = 0.2
     gae_lambda: float = 0.97
     hidden: tuple[int, ...] = (64, 64)
+    forks: int = 0
     evaluate_every: int = 8
 
     def __post_init__(self) -> None:
@@ -97,13 +104,22 @@ class PPOConfig:
                 "`clip` must be in (0, 1), `gae_lambda` in [0, 1] and `entropy` at least 0, got "
                 f"{self.clip}, {self.gae_lambda} and {self.entropy}."
             )
+        if self.forks and self.processes > 1:
+            raise ConfigError(
+                f"`forks` are made within one process, got {self.forks} with {self.processes} `processes`. Set one of "
+                "them to its default."
+            )
         if not self.hidden or min(self.hidden) < 1:
             raise ConfigError(f"`hidden` must hold widths of at least 1, got {list(self.hidden)}.")
 
+    def settings(self) -> dict[str, Any]:
+        """Return the configuration as JSON and YAML hold it."""
+        return {**asdict(self), "hidden": list(self.hidden)}
 
-_LOWEST = {"timesteps": 1, "actors": 2, "batch_size": 2, "epochs": 1, "evaluate_every": 0}
+
+_LOWEST = {"timesteps": 1, "actors": 2, "processes": 1, "batch_size": 2, "epochs": 1, "forks": 0, "evaluate_every": 0}
 # Where the run's files lie, how long it goes on and how often it is looked at do not change its course.
-_FREE = frozenset({"out", "data_dir", "timesteps", "evaluate_every"})
+_FREE = frozenset({"out", "data_dir", "timesteps", "evaluate_every", "processes"})
 
 
 def train_ppo(
@@ -131,6 +147,7 @@ def train_ppo(
         ConfigError: the configuration does not fit the instances.
         DataError: images are missing.
         EnvError: the catalogue has no uniform mixture, which the reward needs.
+        InputError: there is no such kind of actions.
         OutputError: `config.out` cannot be written, or already holds a run and `resume` is not set.
 
     Example:
@@ -138,37 +155,41 @@ def train_ppo(
         >>> policy.horizon  # doctest: +SKIP
         8
     """
-    actions = catalogue(config.catalogue)
+    actions = find_codec(config.action, config.catalogue)
     training = instance_set(config.instances, "train") if instances is None else instances
     watched = instance_set(config.instances, "validation") if validation is None else validation
-    names, device, horizon = signals.names(actions), choose_device(config.device), training.horizon
-    identity = _identity(config, training, actions)
-    tree = opened(config, identity, resume=resume)
+    names, device, horizon = signals.names(actions.catalogue), choose_device(config.device), training.horizon
+    identity = identity_of(config.settings(), _FREE, training, actions)
+    tree = open_run(config.out, config.settings(), identity, schema=SCHEMA, resume=resume)
     env = MixVecEnv(
         config.actors,
         instances=training,
+        action=config.action,
         catalogue=actions,
         data_dir=config.data_dir,
         device=device,
         first_wave=tree.get("timesteps", 0) // (config.actors * horizon),
+        processes=config.processes,
     )
     ranges = Ranges.empty(len(names))
-    curves = Curves(actions, ranges)
+    curves = Curves(actions.catalogue, ranges)
     compare = Validation(watched, actions, seed=config.seed, device=device, data_dir=config.data_dir)
 
     def exported(model: PPO, statistics: Mapping[str, float]) -> LearnedPolicy:
-        card = _card(config, training, model.num_timesteps, statistics)
+        card = card_of("PPO", config.settings(), training, model.num_timesteps, statistics)
         return export(model.policy, ranges=ranges, names=names, catalogue=actions, horizon=horizon, card=card)
 
-    with borrowed_randomness(), Board(config.out, start=tree.get("timesteps", -1) + 1) as board:
+    board_of_run = Board(config.out, start=tree.get("timesteps", -1) + 1)
+    with closing(env), borrowed_randomness(), board_of_run as board:
         if not tree:
-            draw_entries(board, actions, training.instances[0], config.data_dir)
+            draw_entries(board, actions.catalogue, training.instances[0], config.data_dir)
 
         def look(model: PPO) -> Mapping[str, float]:
             curves.draw(board, model.num_timesteps)
             return compare(exported(model, {}))
 
         looks = Evaluations(config.evaluate_every, look)
+        vines = [Vine(env.pool, config.forks)] if config.forks and isinstance(env.pool, Pool) else []
         hooks = [] if progress is None else [Reporter(progress, total_timesteps(config, horizon))]
         model = learn(
             env,
@@ -177,39 +198,14 @@ def train_ppo(
             ranges=ranges,
             identity=identity,
             board=board,
-            callbacks=[curves, looks, *hooks],
+            callbacks=[*vines, curves, looks, *hooks],
             resumed=tree,
+            codec=actions,
         )
         policy = exported(model, looks.last)
         save(Path(config.out) / POLICY, policy)
         board.hyperparameters(_flat(config), {f"final/{name}": value for name, value in looks.last.items()})
     return policy
-
-
-def opened(config: PPOConfig, identity: Mapping[str, Any], *, resume: bool) -> dict[str, Any]:
-    """Return the checkpoint in `config.out` that the run goes on from; for a new run, an empty tree.
-
-    Args:
-        config: names the folder.
-        identity: what the run is started with, by name; a resumed run's must be the same.
-        resume: whether to go on.
-
-    Raises:
-        CheckpointError: there is no checkpoint to resume, or it belongs to another run.
-        OutputError: the folder cannot be written, or holds a run that is not to be resumed.
-    """
-    folder = writable_folder(config.out)
-    path = folder / CHECKPOINT
-    if not resume:
-        if path.exists():
-            raise OutputError(f"`{folder}` already holds a run. Go on with it by --resume, or give another --out.")
-        write_text(folder / CONFIG, yaml.safe_dump({**asdict(config), "hidden": list(config.hidden)}, sort_keys=False))
-        return {}
-    tree = load_tree(path)
-    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
-        raise CheckpointError(f"`{path}` is no checkpoint of an agent's training. Give the folder of such a run.")
-    check_identity(path, tree["identity"], identity)
-    return tree
 
 
 def learn(
@@ -222,6 +218,7 @@ def learn(
     board: Board,
     callbacks: Sequence[BaseCallback] = (),
     resumed: Mapping[str, Any] = MappingProxyType({}),
+    codec: AbstractCodec | None = None,
 ) -> PPO:
     """Run PPO on `env` for `config.timesteps` decisions, with a checkpoint before each wave and after the last.
 
@@ -235,18 +232,19 @@ def learn(
         identity: what the run is started with, for its checkpoints.
         board: where losses and returns are logged.
         callbacks: called at every event, after the checkpoint is written.
-        resumed: what `opened` returned.
+        resumed: what `open_run` returned.
+        codec: what the actions of `env` mean; needed for hybrid ones.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
         ConfigError: the minibatches do not divide the wave.
     """
-    model = _model(env, config, horizon)
+    model = _model(env, config, horizon, codec)
     if resumed:
         restore(model, resumed)
         ranges.low, ranges.high = resumed["ranges"]["low"], resumed["ranges"]["high"]
     model.set_logger(Logger(folder=None, output_formats=[BoardWriter(board)]))
-    keeper = Keeper(Path(config.out) / CHECKPOINT, identity, ranges, resumed)
+    keeper = Keeper(checkpoint_path(config.out), identity, ranges, resumed)
     remaining = max(0, total_timesteps(config, horizon) - model.num_timesteps)
     return model.learn(remaining, callback=[keeper, *callbacks], reset_num_timesteps=False)
 
@@ -257,32 +255,11 @@ def total_timesteps(config: PPOConfig, horizon: int) -> int:
     return -(-config.timesteps // wave) * wave
 
 
-def _identity(config: PPOConfig, training: InstanceSet, actions: Catalogue) -> dict[str, Any]:
-    """Return what decides the course of a run, by name."""
-    values = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    digests = {"instances": training.digest, "catalogue": actions.digest}
-    return {**values, "observation": signals.OBSERVATION, **digests}
-
-
-def _card(config: PPOConfig, training: InstanceSet, timesteps: int, statistics: Mapping[str, float]) -> dict[str, Any]:
-    """Return where a policy comes from; it says the same for the same run at any place and time."""
-    values = {name: value for name, value in asdict(config).items() if name not in ("out", "data_dir", "timesteps")}
-    return {
-        "algorithm": "PPO",
-        "instances": {"name": training.name, "digest": training.digest, "count": len(training)},
-        "timesteps": timesteps,
-        "seed": config.seed,
-        "config": {**values, "hidden": list(config.hidden)},
-        "versions": versions(),
-        "statistics": dict(statistics),
-    }
-
-
 def _flat(config: PPOConfig) -> dict[str, bool | float | str | None]:
     return {**asdict(config), "hidden": " ".join(map(str, config.hidden))}
 
 
-def _model(env: VecEnv, config: PPOConfig, horizon: int) -> PPO:
+def _model(env: VecEnv, config: PPOConfig, horizon: int, codec: AbstractCodec | None) -> PPO:
     wave = config.actors * horizon
     batch = min(config.batch_size, wave)
     if wave % batch:
@@ -291,8 +268,9 @@ def _model(env: VecEnv, config: PPOConfig, horizon: int) -> PPO:
             f"`batch_size` must divide a wave of {config.actors} actors x {horizon} decisions = {wave}, got "
             f"{batch}. The nearest size below that does is {fits}."
         )
+    hybrid = isinstance(codec, HybridCodec)
     return PPO(
-        "MlpPolicy",
+        HybridPolicy if hybrid else "MlpPolicy",
         env,
         learning_rate=config.learning_rate,
         n_steps=horizon,
@@ -305,6 +283,7 @@ def _model(env: VecEnv, config: PPOConfig, horizon: int) -> PPO:
         policy_kwargs={
             "net_arch": {"pi": list(config.hidden), "vf": list(config.hidden)},
             "activation_fn": nn.Tanh,
+            **({"codec": codec} if hybrid else {}),
         },
         seed=config.seed,
         device="cpu",

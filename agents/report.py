@@ -36,6 +36,9 @@ class Run:
         epochs: budget in passes over the training images.
         accuracy: share of the images classified correctly.
         score: accuracy and calibrated likelihood in one number, as the environment's reward has it.
+        ts_nll: negative log-likelihood of the labels at the best temperature.
+        ece: expected calibration error of the classifier as it is, in [0, 1]; None where it was not measured, which is
+            on images other than test images.
         actions: names of the entries, one a decision.
     """
 
@@ -46,6 +49,8 @@ class Run:
     epochs: float
     accuracy: float
     score: float
+    ts_nll: float
+    ece: float | None
     actions: tuple[str, ...]
 
 
@@ -250,6 +255,31 @@ def best_fixed_per_budget(report: Report, entries: Collection[str]) -> BudgetLoo
         groups[ranges.bucket(steps=run.total_steps, epochs=run.epochs)].append(run)
     # Ties of quantiles can leave a range without a run; it then gets the best entry overall.
     return BudgetLookup(ranges=ranges, entries=tuple(_best(group or report.runs, entries) for group in groups))
+
+
+def best_in_other_replicates(report: Report, entries: Collection[str]) -> dict[tuple[str, int], str]:
+    """Return, by instance and replicate, the entry with the highest mean accuracy in the instance's other replicates.
+
+    Args:
+        report: an evaluation with two replicates or more.
+        entries: names of the fixed agents, as a rule those of the catalogue.
+
+    Raises:
+        InputError: none of `entries` was evaluated, or there is one replicate only.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in report.runs:
+        groups.setdefault(run.instance, []).append(run)
+    chosen = {}
+    for instance, runs in groups.items():
+        replicates = dict.fromkeys(run.replicate for run in runs)
+        if len(replicates) < 2:
+            raise InputError(
+                "the unbiased oracle needs `replicates` of at least 2: it chooses by one and is judged by another."
+            )
+        for own in replicates:
+            chosen[instance, own] = _best((run for run in runs if run.replicate != own), entries)
+    return chosen
 
 
 def _best(runs: Iterable[Run], entries: Collection[str]) -> str:

@@ -1,12 +1,12 @@
-"""Statistics of paired runs: interquartile mean, stratified bootstrap intervals, probability of improvement.
+"""Statistics of paired runs: interquartile mean, bootstrap intervals, probability of improvement, Holm's correction.
 
 The estimators follow Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice"
-(https://arxiv.org/abs/2108.13264), written for one array of values, one a problem instance.
+(https://arxiv.org/abs/2108.13264), Sections 3 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
@@ -18,6 +18,7 @@ from rlmix.errors import InputError
 Floats: TypeAlias = npt.NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Floats], Floats]
 
+LEVEL = 0.95
 RESAMPLES = 4000
 # Rows of resampled values that are in memory at once; 256 rows of 1,000 instances are 2 MB.
 _CHUNK = 256
@@ -65,7 +66,7 @@ def stratified_bootstrap(
     strata: npt.ArrayLike,
     statistic: Statistic = mean,
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
@@ -85,17 +86,133 @@ def stratified_bootstrap(
     Raises:
         InputError: `values` is empty, not one-dimensional or not finite, or `strata` has another length.
     """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or data.size == 0:
+        raise InputError(f"`values` must be one-dimensional and not empty, got the shape {data.shape}.")
+    drawn = hierarchical_bootstrap(data[:, None], strata, resamples=resamples, seed=seed)
+    return drawn.interval(statistic, level=level)
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Resamples:
+    """Values of independent units, and what they are in each resample.
+
+    Attributes:
+        values: float64 [n], the mean of each unit.
+        drawn: float64 [resamples, n], the means of the units that each resample drew.
+    """
+
+    values: Floats
+    drawn: Floats
+
+    def interval(self, statistic: Statistic = mean, *, level: float = LEVEL) -> Interval:
+        """Return `statistic` of the values with its percentile interval of coverage `level`, in (0, 1)."""
+        tail = (1.0 - level) / 2.0
+        low, high = np.quantile(statistic(self.drawn), [tail, 1.0 - tail])
+        return Interval(estimate=float(statistic(self.values)), low=float(low), high=float(high))
+
+    def p_value(self, statistic: Statistic = mean) -> float:
+        """Return the two-sided p-value of "`statistic` is 0", in (0, 1].
+
+        It is the smallest 1 - level whose percentile interval leaves 0 out (Efron, Tibshirani 1993, "An Introduction to
+        the Bootstrap", Section 15.4), so that a p-value and an interval never contradict each other but by the
+        rounding of one resample, which is counted against the agent.
+        """
+        found = statistic(self.drawn)
+        fewer = min(int((found <= 0.0).sum()), int((found >= 0.0).sum()))
+        return min(1.0, 2.0 * (1 + fewer) / (1 + len(found)))
+
+
+def hierarchical_bootstrap(
+    values: npt.ArrayLike, strata: npt.ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Resamples:
+    """Resample instances within their strata, replicates within each drawn instance, and agent seeds for all at once.
+
+    Seeds are crossed with instances: one policy is trained once and then judged on every instance, so a resample draws
+    one set of seeds and uses it everywhere. To draw them anew for each instance would average the luck of a seed away
+    and give intervals that are too narrow. Replicates belong to an instance and are drawn there, the same ones for all
+    seeds, as these share their random numbers. Resampling replicates on top of instances makes intervals a little too
+    wide where instances are many, and keeps them honest where a stratum has one instance only.
+
+    Args:
+        values: [n, R], or [n, A, R], or [n, A, B, R]: finite numbers of n instances, R replicates each, by A seeds (and
+            B seeds of whom they are compared with).
+        strata: [n] labels of any kind; equal labels are one stratum.
+        resamples: number of resamples.
+        seed: seed of the resampling; the same seed gives the same numbers.
+
+    Raises:
+        InputError: `values` is empty, of another rank or not finite, or `strata` has another length.
+    """
     data, labels = _checked(values, strata)
+    count, repeats = data.shape[0], data.shape[-1]
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    estimates = []
+    # [n * R, seeds]: a resample of seeds is then a weighted sum.
+    flat = np.moveaxis(data.reshape(count, -1, repeats), 1, 2).reshape(count * repeats, -1)
+    drawn = []
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        picks = [group[rng.integers(0, len(group), (rows, len(group)))] for group in groups]
-        estimates.append(statistic(data[np.concatenate(picks, axis=1)]))
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(np.concatenate(estimates), [tail, 1.0 - tail])
-    return Interval(estimate=float(statistic(data)), low=float(low), high=float(high))
+        picks = np.concatenate([group[rng.integers(0, len(group), (rows, len(group)))] for group in groups], axis=1)
+        weighted = (_weights(rng, rows, data.shape[1:-1]) @ flat.T).reshape(rows, count, repeats)
+        weighted = np.take_along_axis(weighted, picks[:, :, None], axis=1)
+        if repeats > 1:
+            weighted = np.take_along_axis(weighted, rng.integers(0, repeats, weighted.shape), axis=2)
+        drawn.append(weighted.mean(axis=2))
+    return Resamples(values=data.reshape(count, -1).mean(axis=1), drawn=np.concatenate(drawn))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for being many, in the order given: Holm's step-down method.
+
+    Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure" (https://www.jstor.org/stable/4615733),
+    Section 3: of m p-values the i-th smallest (from 0) is multiplied by m - i; none gets smaller than one before it, or
+    larger than 1. To call those below 0.05 significant is wrong about any of them in at most 5 % of cases, however they
+    depend on each other.
+
+    Args:
+        p_values: in [0, 1].
+
+    Raises:
+        InputError: a value out of range.
+    """
+    given = np.asarray(p_values, dtype=np.float64)
+    if not ((given >= 0.0) & (given <= 1.0)).all():
+        raise InputError(f"`p_values` must be in [0, 1], got {list(p_values)}.")
+    order = np.argsort(given, kind="stable")
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, given[order] * np.arange(len(given), 0, -1)))
+    result: list[float] = adjusted.tolist()
+    return result
+
+
+def worst_decile(values: Floats) -> Floats:
+    """Return the mean of the ceil(n / 10) lowest of n values along the last axis, float64 [...].
+
+    Args:
+        values: [..., n], n >= 1.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=-1)
+    result: Floats = ordered[..., : -(-ordered.shape[-1] // 10)].mean(axis=-1)
+    return result
+
+
+def performance_profile(values: npt.ArrayLike, thresholds: npt.ArrayLike) -> Floats:
+    """Return the share of values above each threshold, float64 [k] in [0, 1] (Agarwal et al. 2021, Section 4.2).
+
+    Args:
+        values: numbers of any shape, at least one.
+        thresholds: [k].
+
+    Raises:
+        InputError: there is no value.
+    """
+    data = np.asarray(values, dtype=np.float64).ravel()
+    if data.size == 0:
+        raise InputError("`values` must not be empty: a share of nothing is not defined.")
+    result: Floats = (data[:, None] > np.asarray(thresholds, dtype=np.float64)[None]).mean(axis=0)
+    return result
 
 
 def improvements(first: npt.ArrayLike, second: npt.ArrayLike) -> Floats:
@@ -125,14 +242,27 @@ def probability_of_improvement(
     return stratified_bootstrap(improvements(first, second), strata, mean, seed=seed)
 
 
+def _weights(rng: np.random.Generator, rows: int, seeds: Sequence[int]) -> Floats:
+    """Return how much each combination of seeds counts in each resample, float64 [rows, product of seeds]."""
+    joint: Floats = np.ones((rows, 1))
+    for count in seeds:
+        # With one seed nothing is drawn, so that the other draws stay what they are without this axis.
+        picks = rng.integers(0, count, (rows, count)) if count > 1 else np.zeros((rows, 1), dtype=np.int64)
+        own = (picks[:, :, None] == np.arange(count)).mean(axis=1)
+        joint = (joint[:, :, None] * own[:, None, :]).reshape(rows, -1)
+    return joint
+
+
 def _checked(values: npt.ArrayLike, strata: npt.ArrayLike) -> tuple[Floats, npt.NDArray[Any]]:
     """Return both as arrays of one length, or say what is wrong with them."""
     data = np.asarray(values, dtype=np.float64)
     labels = np.asarray(strata)
-    if data.ndim != 1 or data.size == 0:
-        raise InputError(f"`values` must be one-dimensional and not empty, got the shape {data.shape}.")
-    if labels.shape != data.shape:
-        raise InputError(f"`strata` must have one label for each value, got {labels.shape} for {data.shape}.")
+    if data.ndim not in (2, 3, 4) or data.size == 0:
+        raise InputError(
+            f"`values` must be [n, R], [n, A, R] or [n, A, B, R] and not empty, got the shape {data.shape}."
+        )
+    if labels.shape != data.shape[:1]:
+        raise InputError(f"`strata` must have one label for each value, got {labels.shape} for {data.shape[:1]}.")
     if not np.isfinite(data).all():
         raise InputError(f"`values` must be finite, got {int((~np.isfinite(data)).sum())} that are not.")
     return data, labels

@@ -19,7 +19,7 @@ from rlmix.envs.reward import relative
 from rlmix.monitor.board import Board
 from rlmix.ops.rng import Streams
 from rlmix.policy.artifact import LearnedPolicy
-from rlmix.policy.codec import Catalogue
+from rlmix.policy.codec import AbstractCodec, Catalogue, codec_of
 from rlmix.policy.signals import names
 from rlmix.training.data import load
 
@@ -37,7 +37,7 @@ class Validation:
 
     Args:
         instances: validation instances.
-        catalogue: what the policies choose from; it must have a uniform mixture.
+        catalogue: what the policies' actions mean: a catalogue or another codec, with a uniform mixture.
         seed: seed of the episodes.
         device: where the classifiers train.
         data_dir: folder of data sets that have to lie on disk.
@@ -46,13 +46,13 @@ class Validation:
     def __init__(
         self,
         instances: InstanceSet,
-        catalogue: Catalogue,
+        catalogue: Catalogue | AbstractCodec,
         *,
         seed: int,
         device: str | torch.device,
         data_dir: str | os.PathLike[str] | None,
     ) -> None:
-        self._instances, self._catalogue, self._seed = instances, catalogue, seed
+        self._instances, self._codec, self._seed = instances, codec_of(catalogue), seed
         self._device, self._data_dir = device, data_dir
         self._uniform: Report | None = None
 
@@ -60,8 +60,9 @@ class Validation:
         """Return numbers by tag: accuracy, its difference to uniform random mixing, and the score as a reward."""
         if self._uniform is None:
             # The episodes are the same every time, so these are trained only once.
-            self._uniform = self._evaluate(FixedAgent(uniform_entry(self._catalogue), self._catalogue))
-        learned = self._evaluate(LearnedAgent(policy, names(self._catalogue)))
+            entries = self._codec.catalogue
+            self._uniform = self._evaluate(FixedAgent(uniform_entry(entries), entries), entries)
+        learned = self._evaluate(LearnedAgent(policy, names(self._codec.catalogue)), self._codec)
         accuracy, reference = (_column(report, "accuracy") for report in (learned, self._uniform))
         scores = relative(_column(learned, "score"), _column(self._uniform, "score"))
         return {
@@ -71,11 +72,11 @@ class Validation:
             "eval/score": scores.mean().item(),
         }
 
-    def _evaluate(self, agent: AbstractAgent) -> Report:
+    def _evaluate(self, agent: AbstractAgent, catalogue: Catalogue | AbstractCodec) -> Report:
         return evaluate(
             {"agent": agent},
             self._instances,
-            catalogue=self._catalogue,
+            catalogue=catalogue,
             seed=self._seed,
             split="reward",
             data_dir=self._data_dir,

@@ -22,6 +22,7 @@ from benchmarks import (
     fine_grained,
     loss,
     methods,
+    pool,
     puzzlemix,
     report,
     rmix,
@@ -39,6 +40,7 @@ GROUPS = {
     "bank": bank.cases,
     "methods": methods.cases,
     "decision": decision.cases,
+    "pool": pool.cases,
 }
 RESULTS = report.ROOT / "benchmarks" / "results"
 

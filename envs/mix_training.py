@@ -11,26 +11,31 @@ import torch
 
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Reward
-from rlmix.envs.shell import Observation, apart, begun, fresh_seed, open_pool, picked, rows_of, spaces_of
+from rlmix.envs.shell import Meaning, Observation, apart, begun, fresh_seed, open_pool, picked, rows_of, spaces_of
 from rlmix.errors import EnvError
-from rlmix.policy.codec import Catalogue
+from rlmix.policy.codec import ActionKind
 
 
 @final
-class MixTrainingEnv(gymnasium.Env[Observation, np.int64]):
+class MixTrainingEnv(gymnasium.Env[Observation, Any]):
     """Train a classifier, and choose at H evenly spread decisions how its images are mixed.
 
     Observations are `rlmix.obs/1`, float32 [D] in [-5, 5]; `observation_names` says what they are. Actions are entries
-    of the catalogue. The reward is 0 until the end, then the held-out score relative to uniform random mixing, in
-    [-2, 2]. The end of the budget is `terminated`; nothing is ever truncated.
+    of a catalogue, or choose a method and set its parameters. The reward is 0 until the end, then the held-out score
+    relative to uniform random mixing, in [-2, 2]. The end of the budget is `terminated`; nothing is ever truncated.
 
     `reset(seed=)` begins the same sequence of trainings again; `reset(options={"instance": id})` names the training
-    problem. Information: `instance`, `step`, and after a step `decision`, the name of the entry; at the end also
+    problem. Information: `instance`, `step`, and after a step `decision`, the name of the entry or, where actions set
+    parameters, the text of the Decision; at the end also
     `score`, `score_uniform`, `score_norm`, `final_acc`, `ts_nll`, `is_success` and `decisions`.
 
     Args:
         instances: a set, "digits", or the YAML file of a recipe, whose training part is taken.
-        catalogue: what actions mean: a catalogue or the name of one.
+        action: what an action is. "discrete": an entry of a catalogue. "multidiscrete": an entry of a method space and
+            a level of its parameter. "hybrid": numbers in [-1, 1], of which the first picks the entry and the others
+            set its parameters.
+        catalogue: what actions mean: for "discrete" a catalogue, else a `rlmix.policy.space.MethodSpace`, or the name
+            of one ("v0", "cheap"); or a codec of that kind.
         reward: "reference", or None for none.
         masks: whether observations hide sources at random, by episode, so that policies learn to do without.
         with_validation: whether observations show the validation images at all.
@@ -41,7 +46,8 @@ class MixTrainingEnv(gymnasium.Env[Observation, np.int64]):
     Raises:
         EnvError: an unknown render mode or reward.
         ConfigError: no such instance set, or a recipe with mistakes.
-        UnknownNameError: no such catalogue.
+        InputError: no such kind of actions, or a `catalogue` of another kind.
+        UnknownNameError: no such catalogue or method space.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}  # type: ignore[misc]
@@ -50,7 +56,8 @@ class MixTrainingEnv(gymnasium.Env[Observation, np.int64]):
         self,
         *,
         instances: str | os.PathLike[str] | InstanceSet = "digits",
-        catalogue: str | Catalogue = "v0",
+        action: ActionKind = "discrete",
+        catalogue: Meaning = "v0",
         reward: Reward = "reference",
         masks: bool = True,
         with_validation: bool = True,
@@ -64,6 +71,7 @@ class MixTrainingEnv(gymnasium.Env[Observation, np.int64]):
         self.pool = open_pool(
             1,
             instances=instances,
+            action=action,
             actions=catalogue,
             reward=reward,
             masks=masks,
@@ -98,8 +106,8 @@ class MixTrainingEnv(gymnasium.Env[Observation, np.int64]):
         self._info = begun(self.pool)[0]
         return rows_of(observations)[0], dict(self._info)
 
-    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Train until the next decision, mixed as the catalogue's entry `action` says.
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Train until the next decision, mixed as `action`, one of the action space, says.
 
         Raises:
             EnvError: an action out of range, or a training that has ended.

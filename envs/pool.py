@@ -18,10 +18,11 @@ from rlmix.envs.dynamics import Visible
 from rlmix.envs.instances import Instance, InstanceSet, check_horizon
 from rlmix.envs.reference import Progress, References
 from rlmix.envs.reward import LIMIT, Scores, relative
-from rlmix.errors import CheckpointError, EnvError
+from rlmix.errors import CheckpointError, EnvError, InputError
 from rlmix.ops import rng
 from rlmix.policy import signals
-from rlmix.policy.codec import Catalogue
+from rlmix.policy.codec import AbstractCodec, Action, Catalogue, codec_of
+from rlmix.policy.decision import Decision
 
 Reward: TypeAlias = Literal["reference"] | None
 
@@ -40,7 +41,7 @@ class Pool:
     Args:
         instances: what slots pick from.
         seeds: one for each slot, in [0, 2**63).
-        catalogue: what actions mean.
+        catalogue: what actions mean: a catalogue, whose entries they count, or another codec.
         reward: "reference" compares the score with that of uniform random mixing on the same instance; None gives
             zeros, and needs no reference.
         masks: whether observations hide sources at random, as an agent's training should.
@@ -59,7 +60,7 @@ class Pool:
         instances: InstanceSet,
         *,
         seeds: Sequence[int],
-        catalogue: Catalogue,
+        catalogue: Catalogue | AbstractCodec,
         reward: Reward = "reference",
         masks: bool = True,
         with_validation: bool = True,
@@ -69,10 +70,11 @@ class Pool:
     ) -> None:
         if reward not in ("reference", None):
             raise EnvError(f'`reward` must be "reference" or None, got {reward!r}.')
-        self.instances, self.catalogue = instances, catalogue
+        self.instances, self.codec = instances, codec_of(catalogue)
+        self.catalogue = self.codec.catalogue
         self.horizon = instances.horizon
-        self.observation_names = signals.names(catalogue)
-        self._library = Library(catalogue, data_dir, device)
+        self.observation_names = signals.names(self.catalogue)
+        self._library = Library(self.catalogue, data_dir, device)
         self._digest = instances.digest
         self._masks, self._with_validation = masks, with_validation
         self._references = None if reward is None else References(instances, self._library, progress)
@@ -171,27 +173,32 @@ class Pool:
         self._decision, self._trace = 0, []
         return self._observe()
 
-    def step(self, actions: Tensor | npt.NDArray[Any] | Sequence[int]) -> tuple[Tensor, Tensor, bool, dict[str, Any]]:
+    def step(
+        self, actions: Tensor | npt.NDArray[Any] | Sequence[Action]
+    ) -> tuple[Tensor, Tensor, bool, dict[str, Any]]:
         """Train all slots until their next decision.
 
         Args:
-            actions: int [N], entries of the catalogue.
+            actions: of a catalogue its entries, int [N]; else [N, *shape] as the codec reads them.
 
         Returns:
             Observations float32 [N, D]; rewards float32 [N], 0 before the end; whether the wave has ended; and a
-            mapping with `instance` (ids), `step` (steps done, int64 [N]) and `decision` (names of the entries). At the
-            end also `score`, `final_acc`, `ts_nll` (float64 [N] on val-R) and `decisions` (all names, for each slot);
-            with a reward also `score_uniform`, `score_norm` (the reward) and `is_success` (bool [N]).
+            mapping with `instance` (ids), `step` (steps done, int64 [N]) and `decision` (names of the entries, or the
+            Decisions' texts where actions set parameters). At the end also `score`, `final_acc`, `ts_nll` (float64 [N]
+            on val-R) and `decisions` (all names, for each slot); with a reward also `score_uniform`, `score_norm` (the
+            reward) and `is_success` (bool [N]).
 
         Raises:
             EnvError: actions of a wrong shape, type or range, or a wave that has ended or not begun.
         """
-        entries = self._entries(actions)
+        given = self._actions(actions)
+        entries, decisions = self._read(given)
         for rows, block in self._blocks:
             first, last = (self._step_of(block, decision) for decision in (self._decision, self._decision + 1))
-            block.advance([entries[row] for row in rows], first, last)
+            set_here = None if self.codec.kind == "discrete" else [decisions[row] for row in rows]
+            block.advance([entries[row] for row in rows], first, last, set_here)
         self._decision += 1
-        chosen = tuple(self.catalogue.names[entry] for entry in entries)
+        chosen = tuple(map(self.codec.text, given))
         self._trace.append(chosen)
         observation = self._observe()
         done = self._decision == self.horizon
@@ -248,7 +255,7 @@ class Pool:
         return {
             "schema": _SCHEMA,
             "instances": self._digest,
-            "catalogue": self.catalogue.digest,
+            "catalogue": self.codec.digest,
             "seeds": list(self._seeds),
             "wave": self._wave,
             "decision": self._decision,
@@ -262,7 +269,7 @@ class Pool:
         Raises:
             CheckpointError: the snapshot is of another kind, set or catalogue, or damaged.
         """
-        expected = {"schema": _SCHEMA, "instances": self._digest, "catalogue": self.catalogue.digest}
+        expected = {"schema": _SCHEMA, "instances": self._digest, "catalogue": self.codec.digest}
         for name, value in expected.items():
             if tree.get(name) != value:
                 raise CheckpointError(
@@ -309,23 +316,34 @@ class Pool:
         child._seeds = tuple(self._seeds[row] if row < len(self._seeds) else row for row in rows)
         return child
 
-    def _entries(self, actions: Tensor | npt.NDArray[Any] | Sequence[int]) -> list[int]:
-        """Return the actions as numbers on the host, checked."""
+    def _actions(self, actions: Tensor | npt.NDArray[Any] | Sequence[Action]) -> list[Action]:
+        """Return the actions as numbers on the host, of a checked form."""
         if self._decision >= self.horizon:
             raise EnvError("the wave has ended, or none has begun. Call `reset` first.")
         given = actions.detach().cpu().numpy() if isinstance(actions, Tensor) else np.asarray(actions)
-        count = len(self._slots)
-        if given.shape != (count,) or not np.issubdtype(given.dtype, np.integer):
+        count, shape = len(self._slots), (len(self._slots), *self.codec.shape)
+        kind, name = (np.integer, "whole numbers") if self.codec.whole else (np.floating, "numbers")
+        if given.shape != shape or not np.issubdtype(given.dtype, kind):
             raise EnvError(
-                f"`actions` must be {count} whole numbers, shape ({count},), got {given.dtype} of shape {given.shape}."
+                f"`actions` must be {count} {name}, shape {shape}, got {given.dtype} of shape {given.shape}."
             )
-        if given.min() < 0 or given.max() >= len(self.catalogue):
+        listed: list[Action] = given.tolist()
+        return listed
+
+    def _read(self, actions: Sequence[Action]) -> tuple[list[int], list[Decision]]:
+        """Return the entries that actions choose, and the Decisions that they mean."""
+        try:
+            return [self.codec.entry(action) for action in actions], [self.codec.decode(action) for action in actions]
+        except InputError as error:
+            given = list(actions)
+            if self.codec.kind != "discrete":
+                raise EnvError(f"`actions` are out of range: {error} The entries are {self._known()}.") from error
             raise EnvError(
-                f"`actions` must be in [0, {len(self.catalogue)}), got {given.tolist()}. The entries are "
-                f"{', '.join(self.catalogue.names)}."
-            )
-        entries: list[int] = given.tolist()
-        return entries
+                f"`actions` must be in [0, {len(self.catalogue)}), got {given}. The entries are {self._known()}."
+            ) from error
+
+    def _known(self) -> str:
+        return ", ".join(self.catalogue.names)
 
     def _visible(self, key: int) -> Visible:
         shown = dynamics.visible(key) if self._masks else Visible()

@@ -15,9 +15,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Reward
-from rlmix.envs.shell import Observation, apart, begun, fresh_seed, open_pool, picked, rows_of, spaces_of
+from rlmix.envs.processes import ProcessPool
+from rlmix.envs.shell import Meaning, Observation, apart, begun, fresh_seed, open_pool, picked, rows_of, spaces_of
 from rlmix.errors import EnvError
-from rlmix.policy.codec import Catalogue
+from rlmix.policy.codec import ActionKind
 
 
 @final
@@ -30,6 +31,7 @@ class MixVecEnv(VecEnv):
     Args:
         num_envs: N.
         instances: see `MixTrainingEnv`, as for all others.
+        action: what an action is.
         catalogue: what actions mean.
         reward: "reference" or None.
         masks: whether observations hide sources at random.
@@ -37,11 +39,13 @@ class MixVecEnv(VecEnv):
         data_dir: where data sets lie.
         device: where classifiers train.
         first_wave: the wave that the first `reset`, and each after `seed`, begins; a resumed run goes on there.
+        processes: how many the trainings are divided among; they do the same in any number.
 
     Raises:
-        EnvError: `num_envs` is below 1, or an unknown reward.
+        EnvError: `num_envs` or `processes` is below 1, or an unknown reward.
         ConfigError: no such instance set, or a recipe with mistakes.
-        UnknownNameError: no such catalogue.
+        InputError: no such kind of actions, or a `catalogue` of another kind.
+        UnknownNameError: no such catalogue or method space.
     """
 
     def __init__(
@@ -49,25 +53,29 @@ class MixVecEnv(VecEnv):
         num_envs: int,
         *,
         instances: str | os.PathLike[str] | InstanceSet = "digits",
-        catalogue: str | Catalogue = "v0",
+        action: ActionKind = "discrete",
+        catalogue: Meaning = "v0",
         reward: Reward = "reference",
         masks: bool = True,
         with_validation: bool = True,
         data_dir: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
         first_wave: int = 0,
+        processes: int = 1,
     ) -> None:
         # Asked for by the base class's constructor.
         self.render_mode = None
         self.pool = open_pool(
             num_envs,
             instances=instances,
+            action=action,
             actions=catalogue,
             reward=reward,
             masks=masks,
             with_validation=with_validation,
             data_dir=data_dir,
             device=device,
+            processes=processes,
         )
         super().__init__(num_envs, *spaces_of(self.pool))
         self.observation_names = self.pool.observation_names
@@ -121,7 +129,9 @@ class MixVecEnv(VecEnv):
         return rows, returns, np.full(self.num_envs, done), infos
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End the processes, if there are several."""
+        if isinstance(self.pool, ProcessPool):
+            self.pool.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Return an attribute, which all slots have in common, once for each."""

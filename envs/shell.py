@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -15,12 +16,17 @@ from torch import Tensor
 
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.pool import Pool, Reward
+from rlmix.envs.processes import ProcessPool
 from rlmix.envs.reference import Progress
 from rlmix.errors import EnvError, nearest
-from rlmix.policy.codec import Catalogue, catalogue
+from rlmix.policy.codec import AbstractCodec, ActionKind, Catalogue, DiscreteCodec
+from rlmix.policy.parametric import HybridCodec, MultiDiscreteCodec, find_codec
 from rlmix.policy.signals import LIMIT
+from rlmix.policy.space import MethodSpace
 
 Observation: TypeAlias = npt.NDArray[np.float32]
+Meaning: TypeAlias = str | Catalogue | MethodSpace | AbstractCodec
+"""What actions mean: a catalogue or a method space, or the name of one; or a codec."""
 _OPTIONS = ("instance",)
 
 
@@ -28,49 +34,81 @@ def open_pool(
     count: int,
     *,
     instances: str | os.PathLike[str] | InstanceSet = "digits",
-    actions: str | Catalogue = "v0",
+    action: ActionKind = "discrete",
+    actions: Meaning = "v0",
     reward: Reward = "reference",
     masks: bool = True,
     with_validation: bool = True,
     data_dir: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
-) -> Pool:
+    processes: int = 1,
+) -> Pool | ProcessPool:
     """Return a pool of `count` slots.
 
     Args:
         count: N, at least 1.
         instances: a set, "digits", or the YAML file of a recipe, whose training part is taken.
-        actions: a catalogue, or the name of one.
+        action: what an action is: see `MixTrainingEnv`.
+        actions: what actions mean.
         reward: see `Pool`, as for all others.
         masks: whether observations hide sources at random.
         with_validation: whether observations show validation images.
         data_dir: where data sets lie that are not part of a package.
         device: where classifiers train.
+        processes: how many the slots are divided among.
 
     Raises:
-        EnvError: `count` is below 1.
+        EnvError: `count` or `processes` is below 1.
         ConfigError: no such instance set, or a recipe with mistakes.
-        UnknownNameError: no such catalogue.
+        InputError: no such kind of actions, or `actions` of another kind.
+        UnknownNameError: no such catalogue or method space.
     """
     if count < 1:
         raise EnvError(f"`num_envs` must be at least 1, got {count}.")
-    return Pool(
-        instance_set(instances),
-        seeds=range(count),
-        catalogue=catalogue(actions) if isinstance(actions, str) else actions,
-        reward=reward,
-        masks=masks,
-        with_validation=with_validation,
-        data_dir=data_dir,
-        device=device,
-        progress=reference_bar(),
-    )
+    chosen, codec = instance_set(instances), find_codec(action, actions)
+    shared: dict[str, Any] = {
+        "seeds": range(count),
+        "catalogue": codec,
+        "reward": reward,
+        "masks": masks,
+        "with_validation": with_validation,
+        "data_dir": data_dir,
+        "device": device,
+    }
+    if processes == 1:
+        return Pool(chosen, progress=reference_bar(), **shared)
+    return ProcessPool(processes, chosen, **shared)
 
 
-def spaces_of(pool: Pool) -> tuple[spaces.Box, spaces.Discrete]:
+def spaces_of(pool: Pool | ProcessPool) -> tuple[spaces.Box, spaces.Space[Any]]:
     """Return the spaces of one slot's observations and actions."""
     shape = (len(pool.observation_names),)
-    return spaces.Box(-LIMIT, LIMIT, shape, np.float32), spaces.Discrete(len(pool.catalogue))
+    return spaces.Box(-LIMIT, LIMIT, shape, np.float32), action_space(pool.codec)
+
+
+@functools.singledispatch
+def action_space(codec: AbstractCodec) -> spaces.Space[Any]:
+    """Return the space of one action of a codec.
+
+    Raises:
+        EnvError: the codec is none of the library's.
+    """
+    raise EnvError(f"there is no action space for a {type(codec).__name__}.")
+
+
+@action_space.register
+def _(codec: DiscreteCodec) -> spaces.Space[Any]:
+    return spaces.Discrete(codec.n)
+
+
+@action_space.register
+def _(codec: MultiDiscreteCodec) -> spaces.Space[Any]:
+    return spaces.MultiDiscrete(np.array(codec.sizes))
+
+
+@action_space.register
+def _(codec: HybridCodec) -> spaces.Space[Any]:
+    return spaces.Box(-1.0, 1.0, codec.shape, np.float32)
 
 
 def fresh_seed() -> int:
@@ -96,7 +134,7 @@ def rows_of(observations: Tensor) -> Observation:
     return rows
 
 
-def begun(pool: Pool) -> list[dict[str, Any]]:
+def begun(pool: Pool | ProcessPool) -> list[dict[str, Any]]:
     """Return each slot's information after a reset."""
     return [{"instance": slot.instance.id, "step": 0} for slot in pool.slots]
 

@@ -15,12 +15,12 @@ from gymnasium.vector.utils import batch_space
 
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Reward
-from rlmix.envs.shell import Observation, apart, begun, fresh_seed, open_pool, picked, rows_of, spaces_of
-from rlmix.policy.codec import Catalogue
+from rlmix.envs.shell import Meaning, Observation, apart, begun, fresh_seed, open_pool, picked, rows_of, spaces_of
+from rlmix.policy.codec import ActionKind
 
 
 @final
-class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[np.int64], npt.NDArray[Any]]):
+class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[Any], npt.NDArray[Any]]):
     """N trainings that begin and end together; slot i with seed s is `MixTrainingEnv` with seed s + i.
 
     After the last decision the next trainings begin in the same step: `final_obs` and `final_info` tell about those
@@ -29,6 +29,7 @@ class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[np.int64]
     Args:
         num_envs: N.
         instances: see `MixTrainingEnv`, as for all others.
+        action: what an action is.
         catalogue: what actions mean.
         reward: "reference" or None.
         masks: whether observations hide sources at random.
@@ -39,7 +40,8 @@ class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[np.int64]
     Raises:
         EnvError: `num_envs` is below 1, or an unknown reward.
         ConfigError: no such instance set, or a recipe with mistakes.
-        UnknownNameError: no such catalogue.
+        InputError: no such kind of actions, or a `catalogue` of another kind.
+        UnknownNameError: no such catalogue or method space.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # type: ignore[misc]
@@ -49,7 +51,8 @@ class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[np.int64]
         num_envs: int = 1,
         *,
         instances: str | os.PathLike[str] | InstanceSet = "digits",
-        catalogue: str | Catalogue = "v0",
+        action: ActionKind = "discrete",
+        catalogue: Meaning = "v0",
         reward: Reward = "reference",
         masks: bool = True,
         with_validation: bool = True,
@@ -59,6 +62,7 @@ class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[np.int64]
         self.pool = open_pool(
             num_envs,
             instances=instances,
+            action=action,
             actions=catalogue,
             reward=reward,
             masks=masks,
@@ -99,7 +103,7 @@ class MixVectorEnv(gymnasium.vector.VectorEnv[Observation, npt.NDArray[np.int64]
         return rows_of(observations), self._stacked(begun(self.pool))
 
     def step(
-        self, actions: npt.NDArray[np.int64]
+        self, actions: npt.NDArray[Any]
     ) -> tuple[Observation, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
         """Train all slots until their next decision.
 

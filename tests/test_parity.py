@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from rlmix.envs import dynamics
 from rlmix.envs.instances import Instance, digits_set
 from rlmix.envs.pool import Pool
 from rlmix.policy.artifact import LearnedPolicy
-from rlmix.policy.codec import catalogue
 from rlmix.policy.controller import MixController
 from rlmix.policy.network import Layers, PolicyNetwork
+from rlmix.policy.parametric import find_codec
 from rlmix.policy.signals import names
 from rlmix.policy.sources import Learned
 from rlmix.training.models.registry import build
@@ -23,10 +24,10 @@ from rlmix.training.models.registry import build
 KEY = 20_260_101
 
 
-def sensitive_policy(seed: int) -> LearnedPolicy:
+def sensitive_policy(seed: int, kind: str = "discrete") -> LearnedPolicy:
     """Return a policy that reads every entry and whose choices change with it, so that a wrong entry shows."""
-    entries = catalogue("v0")
-    observed = names(entries)
+    codec = find_codec(kind, "v0")
+    observed = names(codec.catalogue)
     generator = torch.Generator().manual_seed(seed)
 
     def layers(outputs: int) -> Layers:
@@ -37,20 +38,21 @@ def sensitive_policy(seed: int) -> LearnedPolicy:
         )
 
     return LearnedPolicy(
-        network=PolicyNetwork(actor=layers(len(entries)), critic=layers(1)),
+        network=PolicyNetwork(actor=layers(codec.outputs), critic=layers(1)),
         observation_names=observed,
         low=torch.full((len(observed),), -5.0),
         high=torch.full((len(observed),), 5.0),
-        catalogue=entries,
+        catalogue=codec.catalogue,
         horizon=8,
         card={},
+        codec=None if kind == "discrete" else codec,
     )
 
 
 def by_pool(instance: Instance, policy: LearnedPolicy, validation: bool) -> tuple[list[Tensor], list[str], Tensor]:
     """Train in a pool of one; return observations, decisions and the final logits on the validation images."""
     pool = Pool(
-        digits_set("train", 8), seeds=[0], catalogue=policy.catalogue, reward=None, masks=False,
+        digits_set("train", 8), seeds=[0], catalogue=policy.actions, reward=None, masks=False,
         with_validation=validation,
     )  # fmt: skip
     observation = pool.begin([instance], [KEY])
@@ -91,9 +93,9 @@ def by_loop(instance: Instance, policy: LearnedPolicy, validation: bool) -> tupl
         optimizer.zero_grad()
         mixer.observe(loss=loss, lr=scheduler.get_last_lr()[0])
         scheduler.step()
-    named = dict(zip(policy.catalogue.decisions, policy.catalogue.names, strict=True))
+    codec = policy.actions
     with torch.no_grad():
-        return seen, [named[decision] for _, decision in mixer.decisions], model(held_out[0])
+        return seen, [codec.text(codec.encode(decision)) for _, decision in mixer.decisions], model(held_out[0])
 
 
 @pytest.mark.parametrize("validation", [True, False])
@@ -117,3 +119,20 @@ def test_pool_and_deployment_see_and_choose_the_same(seed: int, validation: bool
     # The policy must have something to say, or equal decisions would show nothing.
     assert len(set(pool_chosen)) > 1
     assert torch.allclose(pool_logits, loop_logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [5, 8])
+def test_pool_and_deployment_set_the_same_parameters(seed: int) -> None:
+    """As above for a policy that sets parameters, which rounding may move a little."""
+    instance, policy = digits_set("train", 8).instances[1], sensitive_policy(seed, "hybrid")
+    pool_seen, pool_chosen, _ = by_pool(instance, policy, True)
+    loop_seen, loop_chosen, _ = by_loop(instance, policy, True)
+    for one, two in zip(pool_seen, loop_seen, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=0)
+    for one, two in zip(pool_chosen, loop_chosen, strict=True):
+        found, expected = (re.split(r"[=)]", text) for text in (one, two))
+        assert found[0] == expected[0]
+        if found[0] in ("mixup(alpha", "cutmix(alpha", "rmix(threshold", "grafting(temperature"):
+            assert float(found[1]) == pytest.approx(float(expected[1]), rel=1e-3, abs=1e-4)
+    assert len(set(pool_chosen)) > 3
+    assert any("=" in text for text in pool_chosen)

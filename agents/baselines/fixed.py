@@ -5,25 +5,21 @@ Uniform random mixing is a fixed agent too: its entry is the catalogue's mixture
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from rlmix._files import write_text
 from rlmix.agents.agent import AbstractAgent, Feedback, first_allowed
+from rlmix.agents.baselines.documents import read, write
 from rlmix.envs import reward
-from rlmix.errors import PolicyError
 from rlmix.policy.codec import Catalogue
 from rlmix.policy.signals import names
 
 Measure: TypeAlias = Literal["steps", "epochs"]
 
-_SCHEMA = "rlmix.agent/1"
 # The observation entries that a budget is read from.
 _BUDGET = ("time/epochs", "context/n", "context/batch", "has/n")
 
@@ -68,7 +64,7 @@ class FixedAgent(AbstractAgent):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the agent as JSON."""
-        _write(path, "fixed", {"entry": self.entry, "catalogue": self.catalogue.to_json()})
+        write(path, "fixed", {"entry": self.entry, "catalogue": self.catalogue.to_json()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FixedAgent:
@@ -77,7 +73,7 @@ class FixedAgent(AbstractAgent):
         Raises:
             PolicyError: the file is missing, damaged or of another agent.
         """
-        document = _read(path, "fixed", {"entry", "catalogue"})
+        document = read(path, "fixed", {"entry", "catalogue"})
         return cls(document["entry"], Catalogue.from_json(document["catalogue"]))
 
 
@@ -160,7 +156,7 @@ class BestFixedPerBudget(AbstractAgent):
             "otherwise": self.otherwise,
             "catalogue": self.catalogue.to_json(),
         }
-        _write(path, "best-fixed-per-budget", fields)
+        write(path, "best-fixed-per-budget", fields)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> BestFixedPerBudget:
@@ -170,7 +166,7 @@ class BestFixedPerBudget(AbstractAgent):
             PolicyError: the file is missing, damaged or of another agent.
         """
         known = {"measure", "bounds", "by_budget", "otherwise", "catalogue"}
-        document = _read(path, "best-fixed-per-budget", known)
+        document = read(path, "best-fixed-per-budget", known)
         ranges = BudgetRanges(measure=document["measure"], bounds=tuple(document["bounds"]))
         return cls(
             lookup=BudgetLookup(ranges=ranges, entries=tuple(document["by_budget"])),
@@ -186,21 +182,3 @@ class BestFixedPerBudget(AbstractAgent):
         num_examples = 10.0 ** (1.5 * examples + 3.0)
         batch_size = 2.0 ** (4.0 * (batch + 1.5))
         return self.lookup.entry(steps=total_epochs * num_examples / batch_size, epochs=total_epochs)
-
-
-def _write(path: str | os.PathLike[str], kind: str, fields: dict[str, Any]) -> None:
-    write_text(path, json.dumps({"schema": _SCHEMA, "kind": kind, **fields}, indent=2) + "\n")
-
-
-def _read(path: str | os.PathLike[str], kind: str, fields: set[str]) -> dict[str, Any]:
-    """Return the document, having checked that it is one of `kind` with exactly these fields."""
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PolicyError(f"`{path}` cannot be read as an agent ({error}). Give a file that `save` wrote.") from error
-    expected = {"schema", "kind", *fields}
-    if not isinstance(document, dict) or set(document) != expected:
-        raise PolicyError(f"`{path}` must hold exactly the fields {', '.join(sorted(expected))}.")
-    if (document["schema"], document["kind"]) != (_SCHEMA, kind):
-        raise PolicyError(f"`{path}` holds {document['schema']}/{document['kind']}, expected {_SCHEMA}/{kind}.")
-    return document

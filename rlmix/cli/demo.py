@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 import typer
 
+from rlmix.cli.progress import INTERRUPTED
 from rlmix.errors import EnvError, RlmixError
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ _BARS = (
 )  # fmt: skip
 
 RESULT = "result.json"
-INTERRUPTED = 130
 LEARNED = "learned policy"
 BEST = "best fixed (validation)"
 BEST_PER_BUDGET = "best fixed per budget"
@@ -148,7 +148,8 @@ def _run(
     from rlmix.agents.agent import LearnedAgent
     from rlmix.agents.comparison import with_best_fixed
     from rlmix.agents.evaluate import evaluate
-    from rlmix.agents.ppo import CHECKPOINT, PPOConfig, train_ppo
+    from rlmix.agents.ppo import PPOConfig, train_ppo
+    from rlmix.agents.runs import CHECKPOINT
     from rlmix.envs.instances import digits_set
     from rlmix.policy.artifact import load
     from rlmix.policy.codec import catalogue as find_catalogue

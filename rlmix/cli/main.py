@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from rlmix.cli.agent import app as agent
+from rlmix.cli.bench import app as bench
 from rlmix.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from rlmix.cli.demo import demo
 from rlmix.cli.gallery import EXAMPLES as GALLERY_EXAMPLES
 from rlmix.cli.gallery import gallery
+from rlmix.cli.instances import app as instances
 from rlmix.cli.policy import app as policy
 from rlmix.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from rlmix.cli.train import train
@@ -34,6 +36,8 @@ app.command(epilog=DEMO_EXAMPLES)(demo)
 app.add_typer(agent, name="agent")
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.add_typer(policy, name="policy")
+app.add_typer(instances, name="instances")
+app.add_typer(bench, name="bench")
 app.command(epilog=GALLERY_EXAMPLES)(gallery)
 
 

@@ -60,10 +60,22 @@ def show(
         (entry["name"], f"{entry['low']:.3f}", f"{entry['high']:.3f}", _meaning(entry["name"]))
         for entry in described["observation"]
     ])  # fmt: skip
-    _print_rows(console, "Catalogue", ("entry", "decision"), [
-        (entry["name"], entry["text"]) for entry in described["catalogue"]
-    ])  # fmt: skip
+    ranges = described["actions"].get("space", [])
+    if ranges:
+        _print_rows(console, f"Actions ({described['actions']['kind']})", ("entry", "decision", "sets"), [
+            (entry["name"], _fixed_part(entry["decision"]), _open_part(entry["parameters"])) for entry in ranges
+        ])  # fmt: skip
+    else:
+        _print_rows(console, "Catalogue", ("entry", "decision"), [
+            (entry["name"], entry["text"]) for entry in described["catalogue"]
+        ])  # fmt: skip
     _print_probabilities(console, described["probabilities"])
+    if ranges:
+        header = ("entry", *(f"{row['progress']:.0%}" for row in described["probabilities"]))
+        _print_rows(console, "Parameters over the progress of a training", header, [
+            (entry["name"], *(_values(row["parameters"][entry["name"]]) for row in described["probabilities"]))
+            for entry in ranges if entry["parameters"]
+        ])  # fmt: skip
 
 
 def _meaning(name: str) -> str:
@@ -74,12 +86,27 @@ def _meaning(name: str) -> str:
     return ENTRIES.get(name) or named.get(kind, "")
 
 
+def _fixed_part(decision: Mapping[str, Any]) -> str:
+    from rlmix.policy.decision import Decision
+
+    return Decision.from_json(decision).text
+
+
+def _open_part(parameters: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{one['name']} {one['low']:g} to {one['high']:g} ({one['scale']})" for one in parameters)
+
+
+def _values(parameters: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in parameters.values())
+
+
 def _described(policy: LearnedPolicy) -> dict[str, Any]:
     """Return everything that is shown, as JSON can hold it."""
     ranges = zip(policy.observation_names, policy.low.tolist(), policy.high.tolist(), strict=True)
     entries = zip(policy.catalogue.names, policy.catalogue.decisions, strict=True)
     return {
         "horizon": policy.horizon,
+        "actions": {"kind": "discrete"} if policy.codec is None else policy.codec.to_json(),
         "card": dict(policy.card),
         "observation": [{"name": name, "low": low, "high": high} for name, low, high in ranges],
         "catalogue": [
@@ -90,7 +117,10 @@ def _described(policy: LearnedPolicy) -> dict[str, Any]:
 
 
 def _probabilities(policy: LearnedPolicy) -> list[dict[str, Any]]:
-    """Return the probability of each entry at each decision of an imagined training; see `_signals`."""
+    """Return the probability of each entry at each decision of an imagined training; see `_signals`.
+
+    Where the policy sets parameters, also which values it would give those of each entry.
+    """
     rows: list[dict[str, Any]] = []
     chosen: list[int] = []
     for number in range(policy.horizon):
@@ -98,8 +128,20 @@ def _probabilities(policy: LearnedPolicy) -> list[dict[str, Any]]:
         shares = policy.probabilities(observation.unsqueeze(0))[0].tolist()
         chosen.append(policy.choose(observation))
         entries = dict(zip(policy.catalogue.names, shares, strict=True))
-        rows.append({"progress": number / policy.horizon, "entries": entries})
+        row = {"progress": number / policy.horizon, "entries": entries}
+        if policy.codec is not None:
+            row["parameters"] = _parameters(policy, observation)
+        rows.append(row)
     return rows
+
+
+def _parameters(policy: LearnedPolicy, observation: Tensor) -> dict[str, dict[str, Any]]:
+    """Return the parameters that the policy would set, by entry."""
+    found = {}
+    for entry, described in enumerate(policy.actions.to_json()["space"]):
+        given = dict(policy.decision(entry, observation).params)
+        found[described["name"]] = {one["name"]: given[one["name"]] for one in described["parameters"]}
+    return found
 
 
 def _signals(policy: LearnedPolicy, number: int, chosen: Sequence[int]) -> Tensor:

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rlmix.cli.progress import INTERRUPTED
 from rlmix.training.config import TrainConfig, load_config
 
 if TYPE_CHECKING:
     from rlmix.training.loop import Hook, Progress
 
-INTERRUPTED = 130
 # Of a decision in a progress line; a mixture of many methods is longer.
 _WIDTH = 32
 
@@ -49,11 +49,13 @@ def _key(name: str, text: str) -> Any:
 
 def train(
     data: Annotated[
-        str | None, _key("data", "A data set (digits, fashion-mnist, cifar10, cifar100) or a folder of images.")
+        str | None, _key("data", "A data set (digits, shapes, fashion-mnist, cifar10, cifar100) or a folder of images.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     image_size: Annotated[int | None, _key("image_size", "Side to which a folder's images are brought.")] = None,
-    model: Annotated[str | None, _key("model", "mlp, cnn, resnet18, resnet34 or resnet50.")] = None,
+    model: Annotated[
+        str | None, _key("model", "mlp, convnet, lenet, cnn, resnet8, resnet18, resnet34 or resnet50.")
+    ] = None,
     method: Annotated[str | None, _key("method", "One mix method for the whole training.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the method: key=value. Repeatable.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Folder of a learned policy, instead of a method.")] = None,

@@ -23,11 +23,16 @@ from rlmix._files import sha256_of, writable_folder, write_bytes, write_text
 from rlmix.errors import PolicyError, RlmixError, nearest
 from rlmix.ops import rng
 from rlmix.policy._reader import Reader
-from rlmix.policy.codec import Catalogue
+from rlmix.policy.codec import AbstractCodec, Catalogue, DiscreteCodec, drawn
+from rlmix.policy.decision import Decision
 from rlmix.policy.network import Layers, PolicyNetwork, sizes
+from rlmix.policy.parametric import codec_from_json
 from rlmix.policy.signals import OBSERVATION
 
 SCHEMA = "rlmix.policy/1"
+"""Of policies that choose from a catalogue."""
+SCHEMA_ACTIONS = "rlmix.policy/2"
+"""Of policies with other actions: `actions` stands in the place of `catalogue`."""
 DOCUMENT = "policy.json"
 TENSORS = "policy.safetensors"
 
@@ -41,7 +46,7 @@ _TENSOR_BYTES = 256 * 2**20
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LearnedPolicy:
-    """A network, the observation entries that it reads and the catalogue that it chooses from.
+    """A network, the observation entries that it reads and what its outputs mean.
 
     Args:
         network: actor and critic.
@@ -51,6 +56,8 @@ class LearnedPolicy:
         catalogue: what its choices mean.
         horizon: decisions in a training.
         card: where the policy comes from; anything that JSON can hold.
+        codec: what its actions mean, if they set parameters too; its catalogue must be `catalogue`. None: an action is
+            a position in the catalogue.
 
     Raises:
         PolicyError: the parts do not fit each other.
@@ -63,6 +70,7 @@ class LearnedPolicy:
     catalogue: Catalogue
     horizon: int
     card: Mapping[str, Any]
+    codec: AbstractCodec | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts fit."""
@@ -72,10 +80,15 @@ class LearnedPolicy:
         names, size = self.observation_names, len(self.observation_names)
         if len(set(names)) != size:
             raise PolicyError("`observation_names` has a name twice.")
-        if (self.network.inputs, self.network.outputs) != (size, len(self.catalogue)):
+        if self.actions.catalogue != self.catalogue:
+            raise PolicyError("`codec` has another catalogue. Give catalogue=codec.catalogue.")
+        if (self.network.inputs, self.network.outputs) != (size, self.actions.outputs):
+            wanted = f"{len(self.catalogue)} catalogue entries"
+            if self.codec is not None:
+                wanted = f"{self.actions.kind} actions of {self.actions.outputs} outputs"
             raise PolicyError(
                 f"the network leads from {self.network.inputs} to {self.network.outputs} numbers; the policy has "
-                f"{size} observation entries and {len(self.catalogue)} catalogue entries."
+                f"{size} observation entries and {wanted}."
             )
         if self.low.shape != (size,) or self.high.shape != (size,):
             given = f"{list(self.low.shape)} and {list(self.high.shape)}"
@@ -85,6 +98,11 @@ class LearnedPolicy:
                 raise PolicyError(f"the range of `{name}` must be finite and ascending, got {low} to {high}.")
         if isinstance(self.horizon, bool) or not isinstance(self.horizon, int) or self.horizon < 1:
             raise PolicyError(f"`horizon` must be a whole number of at least 1, got {self.horizon!r}.")
+
+    @property
+    def actions(self) -> AbstractCodec:
+        """What its actions mean."""
+        return DiscreteCodec(self.catalogue) if self.codec is None else self.codec
 
     def columns(self, names: Sequence[str]) -> Tensor:
         """Return where the policy's entries stand in an observation with these names, int64 [D].
@@ -99,31 +117,54 @@ class LearnedPolicy:
         return torch.tensor([place[name] for name in self.observation_names], dtype=torch.int64)
 
     def act(self, observations: Tensor, mask: Tensor | None = None, explore: rng.Streams | None = None) -> Tensor:
-        """Return the chosen entries, int64 [N].
+        """Return the actions, [N, *shape] of the codec: of a catalogue, the chosen entries, int64 [N].
 
         Args:
             observations: float32 [N, D] on the CPU, the policy's entries in its order; clipped to the training range.
             mask: bool [N, E], True where an entry may be chosen (one at least in each row); None allows all.
-            explore: one key for each row draws from the policy's distribution; None takes the most probable entry.
+            explore: one key for each row draws from the policy's distribution; None takes the most probable entry, and
+                the mean (or most probable level) of its parameters.
         """
-        logits = self._logits(observations, mask)
-        if explore is not None:
-            uniform = rng.uniform(explore.values, _EXPLORATION, (logits.shape[-1],)).clamp_min(2.0**-25)
-            # The largest logit plus Gumbel noise is a draw from the softmax.
-            logits = logits - torch.log(-torch.log(uniform))
-        return logits.argmax(-1)
+        outputs = self._outputs(observations)
+        return self.actions.complete(outputs, self._chosen(outputs, mask, explore), explore)
+
+    def entries(self, observations: Tensor, mask: Tensor | None = None, explore: rng.Streams | None = None) -> Tensor:
+        """Return the entries that the actions of `act` choose, int64 [N]."""
+        return self._chosen(self._outputs(observations), mask, explore)
 
     def choose(self, observation: Tensor, mask: Tensor | None = None) -> int:
         """Return the most probable entry for one observation [D]: what `act` does, without the batch."""
-        return int(self._logits(observation, mask).argmax())
+        return int(self._masked(self._outputs(observation), mask).argmax())
+
+    def decision(self, entry: int, observation: Tensor, explore: rng.Streams | None = None) -> Decision:
+        """Return the Decision that choosing `entry` means for one observation [D].
+
+        Args:
+            entry: position in the catalogue.
+            observation: float32 [D], as in `act`.
+            explore: one key draws the entry's parameters as `act` does; None takes their most typical values.
+        """
+        if self.codec is None:
+            return self.catalogue.decisions[entry]
+        outputs = self._outputs(observation).unsqueeze(0)
+        return self.codec.decode(self.codec.complete(outputs, torch.tensor([entry]), explore)[0].tolist())
 
     def probabilities(self, observations: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return how probable each entry is, float32 [N, E]; of masked ones 0."""
-        return self._logits(observations, mask).softmax(-1)
+        return self._masked(self._outputs(observations), mask).softmax(-1)
 
     @torch.inference_mode()
-    def _logits(self, observations: Tensor, mask: Tensor | None) -> Tensor:
-        logits = self.network.logits(torch.clamp(observations, self.low, self.high))
+    def _outputs(self, observations: Tensor) -> Tensor:
+        return self.network.logits(torch.clamp(observations, self.low, self.high))
+
+    def _chosen(self, outputs: Tensor, mask: Tensor | None, explore: rng.Streams | None) -> Tensor:
+        logits = self._masked(outputs, mask)
+        return logits.argmax(-1) if explore is None else drawn(logits, explore, _EXPLORATION)
+
+    @torch.inference_mode()
+    def _masked(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the entries' logits, of forbidden ones minus infinity."""
+        logits = outputs if self.codec is None else outputs[..., : len(self.catalogue)]
         return logits if mask is None else logits.masked_fill(~mask, -math.inf)
 
 
@@ -168,15 +209,20 @@ def load(path: str | os.PathLike[str]) -> LearnedPolicy:
 def _document(policy: LearnedPolicy, digest: str) -> dict[str, Any]:
     ranges = zip(policy.observation_names, policy.low.tolist(), policy.high.tolist(), strict=True)
     critic = policy.network.critic
+    if policy.codec is None:
+        catalogue = {"digest": policy.catalogue.digest, "entries": policy.catalogue.to_json()}
+        schema, meaning = SCHEMA, {"catalogue": catalogue}
+    else:
+        schema, meaning = SCHEMA_ACTIONS, {"actions": policy.codec.to_json()}
     return {
-        "schema": SCHEMA,
+        "schema": schema,
         "versions": {"rlmix": importlib.metadata.version("rlmix"), "torch": str(torch.__version__)},
         "horizon": policy.horizon,
         "observation": {
             "name": OBSERVATION,
             "entries": [{"name": name, "low": low, "high": high} for name, low, high in ranges],
         },
-        "catalogue": {"digest": policy.catalogue.digest, "entries": policy.catalogue.to_json()},
+        **meaning,
         "architecture": {
             "activation": "tanh",
             "actor": list(sizes(policy.network.actor)),
@@ -220,11 +266,15 @@ def _parse(path: Path) -> Any:
 
 
 def _policy(document: Reader, folder: Path) -> LearnedPolicy:
-    if isinstance(document.value, dict) and document.value.get("schema") != SCHEMA:
-        given = str(document.value.get("schema"))[:60]
-        raise PolicyError(f"`{document.file}` has the schema `{given}`, expected `{SCHEMA}`. Is it a policy of rlmix?")
-    _, versions, horizon, observation, catalogue, architecture, tensors, card = document.fields(
-        "schema", "versions", "horizon", "observation", "catalogue", "architecture", "tensors", "card"
+    schema = document.value.get("schema") if isinstance(document.value, dict) else SCHEMA
+    if schema not in (SCHEMA, SCHEMA_ACTIONS):
+        raise PolicyError(
+            f"`{document.file}` has the schema `{str(schema)[:60]}`, expected `{SCHEMA}` or `{SCHEMA_ACTIONS}`. Is it "
+            "a policy of this version of rlmix?"
+        )
+    meaning = "catalogue" if schema == SCHEMA else "actions"
+    _, versions, horizon, observation, meant, architecture, tensors, card = document.fields(
+        "schema", "versions", "horizon", "observation", meaning, "architecture", "tensors", "card"
     )
     versions.fields("rlmix", "torch")
     kind, entries = observation.fields("name", "entries")
@@ -232,14 +282,16 @@ def _policy(document: Reader, folder: Path) -> LearnedPolicy:
     named = [entry.fields("name", "low", "high") for entry in entries.items()]
     if not isinstance(card.value, dict):
         raise card.fail("an object")
+    codec = None if schema == SCHEMA else codec_from_json(meant.value)
     return LearnedPolicy(
         network=_network(architecture, tensors, folder),
         observation_names=tuple(name.text() for name, _, _ in named),
         low=torch.tensor([low.number() for _, low, _ in named]),
         high=torch.tensor([high.number() for _, _, high in named]),
-        catalogue=_catalogue(catalogue),
+        catalogue=_catalogue(meant) if codec is None else codec.catalogue,
         horizon=horizon.whole(1, 2**31),
         card=card.value,
+        codec=codec,
     )
 
 

@@ -1,14 +1,26 @@
-"""Catalogues: the named Decisions that actions mean, and the codec between the two."""
+"""Catalogues of named Decisions, and codecs: what actions mean, and how a network's outputs give them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, final
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
 
 from rlmix._files import sha256_of
 from rlmix.errors import InputError, UnknownNameError, nearest
+from rlmix.ops import rng
 from rlmix.policy.decision import Decision
+
+ActionKind: TypeAlias = Literal["discrete", "multidiscrete", "hybrid"]
+"""Positions in a catalogue; methods and levels of their parameters; methods and their parameters themselves."""
+
+Action: TypeAlias = int | Sequence[float]
+"""One action: a whole number, or a sequence of numbers."""
 
 
 @final
@@ -99,33 +111,124 @@ class Catalogue:
         return cls(entries)
 
 
+class AbstractCodec(ABC):
+    """What actions mean, and how the outputs of a policy's network give them.
+
+    The first outputs are the logits of the entries of a catalogue; the others, if there are any, say how the
+    parameters of each entry are set. So every codec has entries, of which some may be forbidden.
+
+    Attributes:
+        kind: what kind of actions these are.
+        catalogue: the entries; parameters that an action sets are in the middle of their ranges.
+        shape: of one action: empty for a whole number.
+        whole: whether actions are whole numbers.
+        outputs: how many outputs the network has.
+        digest: SHA-256 of what the actions mean.
+    """
+
+    kind: ClassVar[ActionKind]
+    whole: ClassVar[bool]
+    catalogue: Catalogue
+    shape: tuple[int, ...]
+    outputs: int
+    digest: str
+
+    @abstractmethod
+    def entry(self, action: Action) -> int:
+        """Return the position of the entry that an action chooses.
+
+        Raises:
+            InputError: `action` has a wrong form or is out of range.
+        """
+
+    @abstractmethod
+    def decode(self, action: Action) -> Decision:
+        """Return the Decision that an action means.
+
+        Raises:
+            InputError: `action` has a wrong form or is out of range.
+        """
+
+    @abstractmethod
+    def text(self, action: Action) -> str:
+        """Return a short form to read: the entry's name, or the Decision where an action sets parameters.
+
+        Raises:
+            InputError: `action` has a wrong form or is out of range.
+        """
+
+    @abstractmethod
+    def encode(self, decision: Decision) -> Action:
+        """Return the action that means `decision`; of several, the one whose unread numbers are the simplest.
+
+        Raises:
+            UnknownNameError: no action means it.
+            InputError: a parameter is out of its range.
+        """
+
+    @abstractmethod
+    def complete(self, outputs: Tensor, entries: Tensor, explore: rng.Streams | None = None) -> Tensor:
+        """Return the actions [N, *shape] that choose these entries, with the parameters that the network gives.
+
+        Args:
+            outputs: of the network, float32 [N, outputs].
+            entries: int64 [N].
+            explore: one key for each row draws the parameters; None takes their most typical values.
+        """
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `json` writes, its kind and its digest in it; `codec_from_json` inverts it."""
+
+
 @final
-class DiscreteCodec:
+class DiscreteCodec(AbstractCodec):
     """Actions that are positions in a catalogue.
 
     Args:
         catalogue: what the actions mean.
     """
 
-    __slots__ = ("catalogue",)
+    kind: ClassVar[ActionKind] = "discrete"
+    whole: ClassVar[bool] = True
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
+        self.shape: tuple[int, ...] = ()
+        self.outputs = len(catalogue)
+        self.digest = catalogue.digest
 
     @property
     def n(self) -> int:
         """The number of actions."""
         return len(self.catalogue)
 
-    def decode(self, action: int) -> Decision:
+    def entry(self, action: Action) -> int:
+        """Return the action itself.
+
+        Raises:
+            InputError: `action` is out of range.
+        """
+        entry = whole("action", action)
+        if not 0 <= entry < self.n:
+            raise InputError(f"`action` must be in [0, {self.n}), got {action}.")
+        return entry
+
+    def decode(self, action: Action) -> Decision:
         """Return the Decision that an action in [0, n) means.
 
         Raises:
             InputError: `action` is out of range.
         """
-        if not 0 <= action < self.n:
-            raise InputError(f"`action` must be in [0, {self.n}), got {action}.")
-        return self.catalogue.decisions[action]
+        return self.catalogue.decisions[self.entry(action)]
+
+    def text(self, action: Action) -> str:
+        """Return the entry's name.
+
+        Raises:
+            InputError: `action` is out of range.
+        """
+        return self.catalogue.names[self.entry(action)]
 
     def encode(self, decision: Decision) -> int:
         """Return the action that means `decision`.
@@ -137,6 +240,44 @@ class DiscreteCodec:
             known = ", ".join(entry.text for entry in self.catalogue.decisions)
             raise UnknownNameError(f"the catalogue has no entry `{decision.text}`. Known: {known}.")
         return self.catalogue.decisions.index(decision)
+
+    def complete(self, outputs: Tensor, entries: Tensor, explore: rng.Streams | None = None) -> Tensor:
+        """Return the entries, int64 [N]: nothing else is to be set."""
+        return entries
+
+    def to_json(self) -> dict[str, Any]:
+        """Return kind, digest and catalogue."""
+        return {"kind": self.kind, "digest": self.digest, "catalogue": self.catalogue.to_json()}
+
+
+def codec_of(actions: Catalogue | AbstractCodec) -> AbstractCodec:
+    """Return the codec of whatever says what actions mean; of a catalogue, positions in it."""
+    return DiscreteCodec(actions) if isinstance(actions, Catalogue) else actions
+
+
+def drawn(logits: Tensor, explore: rng.Streams, purpose: int) -> Tensor:
+    """Return draws from softmax distributions, int64 [N, ...].
+
+    Args:
+        logits: float32 [N, ..., E].
+        explore: one key for each row.
+        purpose: what the random numbers are for.
+    """
+    uniform = rng.uniform(explore.values, purpose, tuple(logits.shape[1:])).clamp_min(2.0**-25)
+    # The largest logit plus Gumbel noise is a draw from the softmax.
+    return (logits - torch.log(-torch.log(uniform))).argmax(-1)
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a whole number as an int.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"`{name}` must be a whole number, got {value!r}.") from None
 
 
 def catalogue(name: str) -> Catalogue:

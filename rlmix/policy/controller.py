@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlmix._files import sha256_of
 from rlmix._mix import check_classes, check_dense, mix
 from rlmix.errors import CheckpointError, InputError, UnknownNameError, nearest
+from rlmix.methods.method import AbstractMethod
 from rlmix.ops import rng
 from rlmix.ops.rng import Streams
 from rlmix.plan import MixPlan
@@ -159,6 +160,7 @@ class MixController:
         self._allowed = _allowed(self._source.names, allow)
         self._plain = self._allowed & torch.tensor([not method.needs_saliency for method in self._source.methods])
         self._step, self._number, self._begun, self._entry = 0, 0, 0, 0
+        self._method = self._source.methods[0]
         self._seen: tuple[Tensor | None, Tensor] | None = None
         self._log: list[tuple[int, Decision]] = []
         self._closed = False
@@ -216,7 +218,7 @@ class MixController:
         batch = mix(
             images,
             labels,
-            self._source.methods[self._entry],
+            self._method,
             num_classes=self._training.num_classes,
             generator=Streams([mixing_key(self._seed, self._step)]),
             saliency=self._provider if remembered is None else remembered.read,
@@ -302,6 +304,7 @@ class MixController:
             self._seen = None if state["seen"] is None else tuple(state["seen"])
             self._step, self._number = int(state["step"]), int(state["number"])
             self._begun, self._entry, self._log = int(state["begun"]), int(state["entry"]), log
+            self._method = self._built(log[-1][1]) if log else self._source.methods[0]
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -333,9 +336,17 @@ class MixController:
         entry = self._source.choose(number, observation, allowed, explore)
         if not bool(allowed[entry]):
             raise self._refusal(entry, allowed)
+        decision = self._source.decision(entry, observation, explore)
         self._number, self._begun, self._entry, self._seen = number + 1, self._step, entry, (observation, allowed)
-        self._log.append((self._step, self._source.decisions[entry]))
+        self._method = self._built(decision)
+        self._log.append((self._step, decision))
         self._observer.record(entry, self._end() - self._step)
+
+    def _built(self, decision: Decision) -> AbstractMethod:
+        """Return the method of the Decision that the current entry came to."""
+        # An entry's own method need not be registered, so only parameters that a policy set are built anew.
+        unchanged = decision == self._source.decisions[self._entry]
+        return self._source.methods[self._entry] if unchanged else decision.build()
 
     def _refusal(self, entry: int, allowed: Tensor) -> InputError:
         """Return the error for an entry that cannot be carried out."""

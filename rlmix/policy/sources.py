@@ -54,6 +54,16 @@ class AbstractSource(ABC):
         """
 
     @abstractmethod
+    def decision(self, entry: int, observation: Tensor | None, explore: Streams | None) -> Decision:
+        """Return what choosing an entry means now: the entry's Decision, but for parameters that a policy sets.
+
+        Args:
+            entry: the position that `choose` returned.
+            observation: as for `choose`.
+            explore: as for `choose`.
+        """
+
+    @abstractmethod
     def probabilities(self, observation: Tensor | None, allowed: Tensor) -> Tensor | None:
         """Return how probable each entry was, float32 [E], or None where nothing was weighed."""
 
@@ -85,6 +95,10 @@ class Fixed(AbstractSource):
     def choose(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> int:
         """Return the one entry."""
         return 0
+
+    def decision(self, entry: int, observation: Tensor | None, explore: Streams | None) -> Decision:
+        """Return the entry's Decision."""
+        return self.decisions[entry]
 
     def probabilities(self, observation: Tensor | None, allowed: Tensor) -> Tensor | None:
         """Return None."""
@@ -132,6 +146,10 @@ class Schedule(AbstractSource):
         """Return the part of this number."""
         return number
 
+    def decision(self, entry: int, observation: Tensor | None, explore: Streams | None) -> Decision:
+        """Return the part's Decision."""
+        return self.decisions[entry]
+
     def probabilities(self, observation: Tensor | None, allowed: Tensor) -> Tensor | None:
         """Return None."""
         return None
@@ -164,7 +182,11 @@ class Learned(AbstractSource):
         seen = _seen(observation)
         if explore is None:
             return self.policy.choose(seen, allowed)
-        return int(self.policy.act(seen.unsqueeze(0), allowed.unsqueeze(0), explore))
+        return int(self.policy.entries(seen.unsqueeze(0), allowed.unsqueeze(0), explore))
+
+    def decision(self, entry: int, observation: Tensor | None, explore: Streams | None) -> Decision:
+        """Return the entry's Decision, with the parameters that the policy gives it here."""
+        return self.policy.decision(entry, _seen(observation), explore)
 
     def probabilities(self, observation: Tensor | None, allowed: Tensor) -> Tensor | None:
         """Return the policy's probabilities."""

@@ -122,6 +122,15 @@ def load_config(
     return from_mapping(document, model_class, source="the command line" if path is None else f"`{path}`")
 
 
+def keys_of(path: str | os.PathLike[str]) -> frozenset[str]:
+    """Return the first-level keys of a YAML file, for who must tell one kind of configuration from another.
+
+    Raises:
+        ConfigError: the file is missing or no YAML.
+    """
+    return frozenset(_read(Path(path)))
+
+
 def from_mapping(document: Mapping[str, Any], model_class: type[Config], *, source: str) -> Config:
     """Check a mapping and make a typed model of it; see `load_config`."""
     from pydantic import TypeAdapter, ValidationError

@@ -15,6 +15,7 @@ from rlmix.envs.instances import Family, InstanceSet, Recipe
 from rlmix.envs.pool import Pool
 from rlmix.errors import InputError
 from rlmix.ops import rng
+from rlmix.ops.calibration import expected_calibration_error, temperature_scaled_nll
 from rlmix.policy.codec import catalogue
 
 CHEAP = catalogue("cheap")
@@ -136,3 +137,61 @@ def test_nothing_to_evaluate_is_an_error(agents, replicates):
     """An empty report would fail later, in a statistic, with a message about shapes."""
     with pytest.raises(InputError, match="needs agents and `replicates` of at least 1"):
         evaluate(agents, tiny(), catalogue=CHEAP, replicates=replicates)
+
+
+def test_calibration_is_measured_on_the_same_logits_as_accuracy():
+    """Mixing changes confidence more than accuracy, so a report without it tells half."""
+    instances = tiny(count=1)
+    (run,) = evaluate(fixed("cutmix-1"), instances, catalogue=CHEAP, seed=3).runs
+    pool = Pool(instances, seeds=[0], catalogue=CHEAP, reward=None, masks=False)
+    pool.begin(instances.instances, [rng.derive(3, rng.words(instances.ids[0]), 0)])
+    for _ in range(HORIZON):
+        pool.step([CHEAP.index("cutmix-1")])
+    images, labels = heldout.test_split(instances.instances[0])
+    logits = pool.predict(images)[0]
+    assert run.ece == pytest.approx(float(expected_calibration_error(logits.softmax(-1), labels)), abs=1e-4)
+    assert run.ts_nll == pytest.approx(float(temperature_scaled_nll(logits, labels)[0]), abs=1e-5)
+    (rewarded,) = evaluate(fixed("cutmix-1"), instances, catalogue=CHEAP, seed=3, split="reward").runs
+    assert rewarded.ece is None
+    assert rewarded.ts_nll != run.ts_nll
+
+
+def test_each_instance_is_measured_on_its_own_test_images(monkeypatch):
+    """Instances that use some of the classes have test images of those; side by side their numbers may differ."""
+    family = Family(data="digits", total_steps={8: 1}, train_size=(100, 200))
+    instances = Recipe(name="parts", families=(family,), horizon=HORIZON).generate("heldout", 3)
+    sizes = {instance.id: 100 + 37 * number for number, instance in enumerate(instances.instances)}
+
+    def part(instance, data_dir=None):
+        images, labels = heldout.test_split(instance)
+        return images[-sizes[instance.id] :], labels[-sizes[instance.id] :]
+
+    monkeypatch.setitem(evaluate.__globals__, "test_split", part)
+    together = evaluate(fixed("none", "mixup-1"), instances, catalogue=CHEAP)
+    for instance in instances.instances:
+        alone = evaluate(fixed("none", "mixup-1"), replace(instances, instances=(instance,)), catalogue=CHEAP)
+        beside = [run for run in together.runs if run.instance == instance.id]
+        for run, same in zip(alone.runs, beside, strict=True):
+            assert run.accuracy == same.accuracy
+            assert run.ts_nll == pytest.approx(same.ts_nll, abs=1e-6)
+            right = run.accuracy * sizes[instance.id]
+            assert right == pytest.approx(round(right))
+
+
+def test_large_test_sets_are_measured_in_portions(monkeypatch):
+    """A stack of every classifier's copy of 10,000 images does not fit in memory; portions must change no accuracy."""
+    whole = evaluate(fixed("none", "mixup-1"), tiny(), catalogue=CHEAP)
+    monkeypatch.setitem(evaluate.__globals__, "_PIXELS", 64 * 48)
+    monkeypatch.setitem(evaluate.__globals__, "_LOGITS", 4_000)
+    parts = evaluate(fixed("none", "mixup-1"), tiny(), catalogue=CHEAP)
+    for one, other in zip(whole.runs, parts.runs, strict=True):
+        assert one.accuracy == pytest.approx(other.accuracy, abs=0.003)
+        assert one.ts_nll == pytest.approx(other.ts_nll, abs=1e-5)
+
+
+def test_classifier_that_is_not_finite_is_never_right_and_knows_nothing():
+    """One diverged training must not turn a table into NaN, nor be called well calibrated."""
+    family = Family(data="digits", total_steps={8: 1}, train_size=(100, 200), learning_rate=(1e30, 1e30))
+    instances = Recipe(name="broken", families=(family,), horizon=HORIZON).generate("heldout", 1)
+    (run,) = evaluate(fixed("none"), instances, catalogue=CHEAP).runs
+    assert (run.accuracy, run.score, run.ece) == (0.0, 0.0, pytest.approx(0.1))

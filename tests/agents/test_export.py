@@ -10,8 +10,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from rlmix.agents.callbacks import Ranges
 from rlmix.agents.export import export
+from rlmix.agents.hybrid import HybridPolicy
+from rlmix.envs.shell import action_space
 from rlmix.policy.artifact import load, save
 from rlmix.policy.codec import catalogue
+from rlmix.policy.controller import MixController
+from rlmix.policy.parametric import find_codec
+from rlmix.policy.sources import Learned
 
 CHEAP = catalogue("cheap")
 NAMES = ("a", "constant", "b", "zero", "c")
@@ -84,3 +89,82 @@ def test_the_trained_policy_is_not_changed():
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     exported(policy, observations())
     assert all(torch.equal(before[name], value) for name, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["multidiscrete", "hybrid"])
+def test_deployed_policies_decide_as_the_mode_of_the_trained_one(tmp_path, kind):
+    """Methods exactly, parameters to a millionth, over the network, the file and the codec."""
+    codec = find_codec(kind, "v0")
+    box = gymnasium.spaces.Box(-5.0, 5.0, (len(NAMES),), np.float32)
+    head = {"codec": codec} if kind == "hybrid" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        policy = (HybridPolicy if head else ActorCriticPolicy)(
+            box, action_space(codec), lambda _: 1e-3, net_arch={"pi": [16], "vf": [16]}, activation_fn=torch.nn.Tanh,
+            **head,
+        )  # fmt: skip
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.copy_(0.5 * torch.randn_like(parameter))
+    rows, ranges = observations(), Ranges.empty(len(NAMES))
+    ranges.add(rows)
+    save(tmp_path, export(policy, ranges=ranges, names=NAMES, catalogue=codec, horizon=8, card={}))
+    deployed = load(tmp_path)
+    expected, _ = policy.predict(rows.numpy(), deterministic=True)
+    kept = rows[:, deployed.columns(NAMES)]
+    found = set()
+    source = Learned(deployed)
+    allowed = torch.ones(len(codec.catalogue), dtype=torch.bool)
+    for row, action in zip(kept, expected.tolist(), strict=True):
+        entry = source.choose(0, row, allowed, None)
+        decision, wanted = source.decision(entry, row, None), codec.decode(action)
+        assert (decision.method, decision.probability) == (wanted.method, wanted.probability)
+        for (name, value), (other, target) in zip(decision.params, wanted.params, strict=True):
+            assert name == other
+            assert value == (pytest.approx(target, rel=1e-6, abs=1e-6) if isinstance(target, float) else target)
+        found.add(decision.method)
+    assert {"mixup", "rmix", "grafting"} <= found
+    torch.testing.assert_close(deployed.act(kept).float(), torch.as_tensor(expected).float(), atol=1e-6, rtol=0)
+
+
+def test_a_controller_carries_out_the_parameters_that_were_set():
+    """The entry's middle would be mixed with, if only the entry were carried over."""
+    codec = find_codec("hybrid", "cheap")
+    box = gymnasium.spaces.Box(-5.0, 5.0, (1,), np.float32)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        policy = HybridPolicy(box, action_space(codec), lambda _: 1e-3, codec=codec, activation_fn=torch.nn.Tanh)
+        with torch.no_grad():
+            policy.action_net.bias[1] = 9.0
+            # mixup's concentrations drift with progress.
+            policy.action_net.weight[4 + 2 : 4 + 4].mul_(200.0)
+    ranges = Ranges.empty(1)
+    ranges.add(torch.tensor([[-1.0], [1.0]]))
+    exported = export(policy, ranges=ranges, names=("time/progress",), catalogue=codec, horizon=4, card={})
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8) % 4
+    arguments = {"num_classes": 4, "total_steps": 8, "seed": 1}
+    mixer, state, mixed = MixController(Learned(exported), **arguments), None, []
+    for step in range(8):
+        if step == 3:
+            state = mixer.state_dict()
+        mixed.append(mixer(images, labels)[0])
+    decisions = [decision for _, decision in mixer.decisions]
+    assert {decision.method for decision in decisions} == {"mixup"}
+    assert len(set(decisions)) == 4
+    actions, _ = policy.predict(np.array([[-1.0], [-0.5], [0.0], [0.5]], np.float32), deterministic=True)
+    for decision, action in zip(decisions, actions.tolist(), strict=True):
+        assert dict(decision.params)["alpha"] == pytest.approx(dict(codec.decode(action).params)["alpha"], rel=1e-6)
+    # Each batch is mixed as its Decision alone would mix it.
+    for step in range(8):
+        fixed = MixController(decisions[step // 2], **arguments)
+        for _ in range(step):
+            fixed(images, labels)
+        assert torch.equal(fixed(images, labels)[0], mixed[step])
+    again = MixController(Learned(exported), **arguments)
+    again.load_state_dict(state)
+    assert all(torch.equal(again(images, labels)[0], mixed[step]) for step in range(3, 8))
+    explored = [MixController(Learned(exported), explore=True, **arguments) for _ in range(2)]
+    for one in explored:
+        for _ in range(8):
+            one(images, labels)
+    assert explored[0].decisions == explored[1].decisions != mixer.decisions

@@ -27,6 +27,8 @@ def make_run(instance, agent, replicate, accuracy, *, total_steps=56, epochs=1.0
         epochs=epochs,
         accuracy=accuracy,
         score=accuracy + 0.1,
+        ts_nll=1.0 - accuracy,
+        ece=0.1,
         actions=(agent,) * 3,
     )
 

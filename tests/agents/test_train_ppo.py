@@ -11,9 +11,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlmix._files import load_tree
-from rlmix.agents.ppo import CHECKPOINT, PPOConfig, train_ppo
+from rlmix.agents.ppo import PPOConfig, train_ppo
+from rlmix.agents.runs import CHECKPOINT
 from rlmix.envs.instances import Family, Recipe
-from rlmix.errors import CheckpointError, OutputError
+from rlmix.errors import CheckpointError, ConfigError, OutputError
 from rlmix.policy.artifact import load
 from rlmix.training.config import load_config
 
@@ -113,6 +114,14 @@ def test_interrupted_and_resumed_training_gives_the_same_policy_bit_for_bit(fini
     assert digest(tmp_path / "run") == digest(folder)
 
 
+def test_the_number_of_processes_changes_nothing(finished, tmp_path):
+    """A policy must not tell how many cores the machine had that it was trained on."""
+    train(config(tmp_path / "run", processes=2))
+    assert digest(tmp_path / "run") == digest(finished[0])
+    with pytest.raises(ConfigError, match="`forks` are made within one process, got 1 with 2"):
+        config(tmp_path, processes=2, forks=1)
+
+
 def test_another_seed_another_policy(finished, tmp_path):
     """If the seed did not reach the environment and the weights, all agent seeds would be one."""
     train(config(tmp_path / "run", seed=1, timesteps=1))
@@ -147,7 +156,7 @@ def test_a_checkpoint_of_something_else_is_refused(finished, tmp_path):
 
     (tmp_path / "run").mkdir()
     save_tree(tmp_path / "run" / CHECKPOINT, {"schema": "other", "model": {}})
-    with pytest.raises(CheckpointError, match="is no checkpoint of an agent's training"):
+    with pytest.raises(CheckpointError, match="is no checkpoint of such a training"):
         train(config(tmp_path / "run"), resume=True)
 
 
@@ -171,3 +180,31 @@ def test_files_of_the_run_hold_no_pickle(finished):
     names = {path.name.partition(".tfevents")[0] for path in folder.rglob("*") if path.is_file()}
     assert names == {"checkpoint.safetensors", "config.yaml", "events.out", "policy.json", "policy.safetensors"}
     json.loads((folder / "policy" / "policy.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ["multidiscrete", "hybrid"])
+def test_policies_that_set_parameters_are_trained_resumed_and_written(tmp_path, kind):
+    """The same promises for every kind of action: files, curves, validation, and the same bits after a resume."""
+    settings = config(tmp_path / "run", action=kind, timesteps=2 * ACTORS * HORIZON)
+    policy = train(settings)
+    loaded = load(tmp_path / "run" / "policy")
+    assert loaded.codec is not None
+    assert (loaded.codec.kind, loaded.codec.digest) == (kind, policy.actions.digest)
+    assert loaded.card["config"]["action"] == kind
+    assert "eval/accuracy_to_uniform" in loaded.card["statistics"]
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    shares = [events.Scalars(f"policy/probability/{name}/0")[-1].value for name in ("none", "mixup", "cutmix")]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-5)
+
+    def stop(progress):
+        if progress.decisions == ACTORS * (HORIZON + 1):
+            raise KeyboardInterrupt
+
+    settings = config(tmp_path / "other", action=kind, timesteps=2 * ACTORS * HORIZON)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, progress=stop)
+    train(settings, resume=True)
+    assert digest(tmp_path / "other") == digest(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=f"`action` was '{kind}' and is now 'discrete'"):
+        train(config(tmp_path / "other", timesteps=2 * ACTORS * HORIZON), resume=True)

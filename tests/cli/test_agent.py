@@ -123,6 +123,7 @@ def test_evaluate_refuses_instances_of_another_horizon(trained, tmp_path, capsys
         (("train", "--device", "gpu"), "`device`: input should be 'auto', 'cpu' or 'cuda'"),
         (("train", "--resume"), "does not exist"),
         (("evaluate", "--policy", "nowhere"), "cannot be read"),
+        (("validate", "nowhere.csv"), "cannot be read"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
@@ -134,10 +135,109 @@ def test_mistakes_are_one_message_and_exit_code_2(arguments, message, tmp_path, 
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.fixture(scope="module")
+def study(trained, tmp_path_factory):
+    """The folder of a study of two seeds (the same policy twice) on two levels, and the arguments that made it."""
+    folder = tmp_path_factory.mktemp("study")
+    levels = "levels:\n- {name: near, instances: tiny.yaml, limit: 2}\n- {name: far, instances: tiny.yaml, limit: 1}\n"
+    (trained / "levels.yaml").write_text(levels, encoding="utf-8")
+    policy = ("--policy", trained / "run" / "policy")
+    arguments = ("agent", "evaluate", *policy, *policy, "--levels", trained / "levels.yaml", "--replicates", 2,
+                 "--out", folder)  # fmt: skip
+    assert run(*arguments) == 0
+    return folder, arguments
+
+
+def test_protocol_writes_runs_report_tables_and_figures(study, capsys):
+    """Everything that a published comparison needs, from one command."""
+    folder, arguments = study
+    document = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert [level["name"] for level in document["levels"]] == ["near", "far"]
+    assert set(document["levels"][0]["conditions"]) == {"steps", "no-validation", "time"}
+    assert document["replicates"] == 2
+    assert {"versions", "hardware", "date"} == set(document["provenance"])
+    with (folder / "comparisons.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    baselines = {*catalogue("cheap").names, "best-fixed", "best-fixed-per-budget", "oracle", "hold"}
+    assert {row["to"] for row in rows} == {*baselines, "learned~replayed", "learned~static"}
+    assert (folder / "figures" / "profile-near.png").is_file()
+    before = (folder / "runs.csv").read_bytes()
+    assert run(*arguments) == 2
+    assert "Go on with --resume" in capsys.readouterr().err
+    # A finished study trains nothing again, and prints the same.
+    assert run(*arguments, "--resume", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["levels"] == document["levels"]
+    assert (folder / "runs.csv").read_bytes() == before
+
+
+def test_interrupted_protocol_says_how_to_go_on(trained, tmp_path, monkeypatch, capsys):
+    """The runs are kept; who does not know that starts again."""
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlmix.agents.protocol.run_block", interrupted)
+    policy = ("--policy", trained / "run" / "policy")
+    assert run("agent", "evaluate", *policy, *policy, "--out", tmp_path, "--replicates", 2) == 130
+    assert "All finished blocks are kept. To go on, give the same command with --resume" in capsys.readouterr().err
+
+
+def test_validate_replays_a_study_and_finds_a_changed_row(study, trained, tmp_path, capsys):
+    """The exit code is what a script sees of it."""
+    folder, _ = study
+    policy = ("--policy", trained / "run" / "policy")
+    assert run("agent", "validate", folder / "runs.csv", *policy, "--limit", 12) == 0
+    assert "12 runs replayed, 0 differ. 12 were compared to the last bit" in capsys.readouterr().out
+    for name in ("runs.csv", "catalogue.json"):
+        shutil.copy(folder / name, tmp_path / name)
+    lines = (tmp_path / "runs.csv").read_text(encoding="utf-8").splitlines()
+    column = lines[0].split(",").index("accuracy")
+    cells = lines[3].split(",")
+    cells[column] = "0.999"
+    lines[3] = ",".join(cells)
+    (tmp_path / "runs.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert run("agent", "validate", tmp_path / "runs.csv", "--limit", 5) == 1
+    assert "line 4: " in capsys.readouterr().out
+    assert run("agent", "validate", tmp_path / "runs.csv", "--limit", 5, "--json") == 1
+    (found,) = json.loads(capsys.readouterr().out)["mismatches"]
+    assert (found["row"], found["recorded"]["accuracy"]) == (4, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--equal-time",), "are of the protocol"),
+        (("--resume",), "Give a folder with --out"),
+        (("--resume", "--out", "x", "--no-validation"), "--validation leaves these out"),
+        (("--levels", "levels.yaml", "--limit", 3, "--out", "x"), "Leave --instances and --limit out"),
+        (("--resume", "--replicates", 1, "--out", "x"), "`replicates` must be at least 2"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(trained, tmp_path, monkeypatch, capsys, options, message):
+    """An option that is passed over in silence gives a result of something else."""
+    monkeypatch.chdir(tmp_path)
+    assert run("agent", "evaluate", "--policy", trained / "run" / "policy", *options) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "validate"])
 def test_help_has_examples(command, capsys):
     """Most people read the examples only."""
     assert run("agent", command, "--help") == 0
     printed = capsys.readouterr().out
     assert "Examples" in printed
     assert f"rlmix agent {command}" in printed
+
+
+@pytest.mark.parametrize(("algorithm", "name"), [("es", "OpenAI-ES"), ("qrdqn", "QR-DQN")])
+def test_other_algorithms_are_trained_and_resumed_by_their_configuration(algorithm, name, tmp_path, capsys):
+    """A run's folder says what it was trained by, so that nobody has to remember it to go on."""
+    if algorithm == "qrdqn":
+        pytest.importorskip("sb3_contrib", reason="QR-DQN needs rlmix[contrib]")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    words = ["--set", f"instances={tmp_path / 'recipe.yaml'}", "--set", "catalogue=cheap", "--actors", 4]
+    first = ["agent", "train", "--algorithm", algorithm, "--timesteps", 32, *words, "--out", tmp_path / "run", "--json"]
+    assert run(*first) == 0
+    assert json.loads(capsys.readouterr().out)["card"]["algorithm"] == name
+    assert run("agent", "train", "--resume", "--out", tmp_path / "run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["card"]["algorithm"] == name

@@ -13,6 +13,7 @@ from rlmix.policy import artifact
 from rlmix.policy.artifact import LearnedPolicy
 from rlmix.policy.codec import catalogue
 from rlmix.policy.network import PolicyNetwork
+from rlmix.policy.parametric import find_codec
 
 READ = ("time/progress", "has/val", "used/cutmix", "last/cutmix-1", "loss/mean")
 
@@ -73,3 +74,31 @@ def test_a_damaged_policy_is_one_message(folder: Path, capsys: pytest.CaptureFix
     (folder / "policy.safetensors").write_bytes(b"x")
     assert run(folder) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_a_policy_that_sets_parameters_shows_ranges_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be set, and what it is set to over a training."""
+    codec = find_codec("hybrid", "cheap")
+    bias = torch.zeros(codec.outputs)
+    bias[1] = 3.0
+    # The first concentration of mixup rises with progress, so its alpha does.
+    weight = torch.zeros(codec.outputs, 1)
+    weight[len(codec.catalogue) + 2] = 4.0
+    policy = LearnedPolicy(
+        network=PolicyNetwork(actor=((weight, bias),)), observation_names=("time/progress",), low=torch.tensor([-1.0]),
+        high=torch.tensor([1.0]), catalogue=codec.catalogue, horizon=4, card={}, codec=codec,
+    )  # fmt: skip
+    artifact.save(tmp_path, policy)
+    assert run(tmp_path, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["actions"]["kind"] == "hybrid"
+    alphas = [row["parameters"]["mixup"]["alpha"] for row in shown["probabilities"]]
+    assert alphas == sorted(set(alphas))
+    assert shown["probabilities"][0]["parameters"]["none"] == {}
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run(tmp_path) == 0
+    text = capsys.readouterr().out
+    for expected in ("Actions (hybrid)", "alpha 0.1 to 8 (log)", "Parameters over the progress", f"{alphas[0]:.3g}"):
+        assert expected in text

@@ -22,6 +22,7 @@ from rlmix.ops.rng import Streams, derive
 from rlmix.policy.artifact import DOCUMENT, TENSORS, LearnedPolicy, load, save
 from rlmix.policy.codec import catalogue
 from rlmix.policy.network import Layers, PolicyNetwork
+from rlmix.policy.parametric import find_codec
 from rlmix.policy.signals import names
 
 NAMES = ("time/progress", "probe/nll", "val/ece", "used/mixup")
@@ -147,7 +148,7 @@ def set_decision(value: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda d: d.update(schema="rlmix.policy/2"), "has the schema `rlmix.policy/2`, expected `rlmix.policy/1`"),
+        (lambda d: d.update(schema="rlmix.policy/3"), "has the schema `rlmix.policy/3`, expected `rlmix.policy/1`"),
         (lambda d: d.pop("schema"), "has the schema `None`"),
         (lambda d: d.pop("horizon"), "in `document`, `horizon` is missing"),
         (lambda d: d.update(extra=1), "in `document`, `extra` is unknown"),
@@ -330,3 +331,114 @@ def test_exploration_draws_from_the_policys_distribution() -> None:
         assert abs(int((drawn == entry).sum()) - count * share) <= 6 * (count * share * (1 - share)) ** 0.5 + 1
     again = given.act(observation.expand(3, 4), explore=Streams(keys.keys[100:103]))
     assert torch.equal(again, drawn[100:103]), "a row's draw depends on its key alone"
+
+
+OLD = Path(__file__).parent / "artefacts" / "discrete"
+
+
+def test_a_policy_of_an_older_version_acts_as_it_did() -> None:
+    """Its files and answers were written before actions could set parameters; every bit must be the same."""
+    old, expected = load(OLD), json.loads((OLD / "expected.json").read_text())
+    observations, mask = torch.tensor(expected["observations"]), torch.tensor(expected["mask"])
+    assert old.codec is None
+    assert torch.equal(
+        old.network.logits(torch.clamp(observations, old.low, old.high)), torch.tensor(expected["logits"])
+    )
+    assert old.act(observations).tolist() == expected["act"]
+    assert old.entries(observations).tolist() == expected["act"]
+    assert old.act(observations, mask).tolist() == expected["masked"]
+    assert old.act(observations, mask, Streams(expected["keys"])).tolist() == expected["explored"]
+    assert torch.equal(old.probabilities(observations, mask), torch.tensor(expected["probabilities"]))
+    assert [old.choose(row) for row in observations] == expected["choose"]
+    assert [old.decision(entry, row) for entry, row in zip(expected["act"], observations, strict=True)] == [
+        catalogue("v0").decisions[entry] for entry in expected["act"]
+    ]
+
+
+def test_a_discrete_policy_is_written_as_before(tmp_path: Path) -> None:
+    """Older versions must be able to read what newer ones write, where nothing is new."""
+    save(tmp_path, load(OLD))
+    assert (tmp_path / TENSORS).read_bytes() == (OLD / TENSORS).read_bytes()
+    first, second = (json.loads((folder / DOCUMENT).read_text()) for folder in (OLD, tmp_path))
+    assert {**first, "versions": None} == {**second, "versions": None}
+    assert list(first) == list(second)
+
+
+def acting(kind: str) -> LearnedPolicy:
+    """Return a policy whose actions set parameters."""
+    codec = find_codec(kind, "v0")
+    return LearnedPolicy(
+        network=PolicyNetwork(actor=layers(4, 8, codec.outputs), critic=layers(4, 8, 1, seed=1)),
+        observation_names=NAMES,
+        low=torch.tensor([-1.0, -0.1, 0.0, 0.0]),
+        high=torch.tensor([1.0, 2.3, 1.0, 1.0]),
+        catalogue=codec.catalogue,
+        horizon=8,
+        card={},
+        codec=codec,
+    )
+
+
+@pytest.mark.parametrize("kind", ["multidiscrete", "hybrid"])
+def test_policies_that_set_parameters_come_back_as_they_were(tmp_path: Path, kind: str) -> None:
+    """Modes, draws, probabilities and Decisions, bit for bit."""
+    first = acting(kind)
+    save(tmp_path, first)
+    again = load(tmp_path)
+    assert json.loads((tmp_path / DOCUMENT).read_text())["schema"] == "rlmix.policy/2"
+    assert again.codec is not None
+    assert (again.codec.kind, again.codec.digest) == (kind, first.actions.digest)
+    assert again.catalogue == first.catalogue
+    rows, keys = torch.randn(20, 4, generator=torch.Generator().manual_seed(2)), Streams(list(range(20)))
+    mask = torch.ones(20, 8, dtype=torch.bool)
+    mask[:, first.choose(rows[0])] = False
+    for explore in (None, keys):
+        actions = first.act(rows, mask, explore)
+        assert torch.equal(again.act(rows, mask, explore), actions)
+        entries = first.entries(rows, mask, explore)
+        assert [first.actions.entry(action) for action in actions.tolist()] == entries.tolist()
+        assert mask.gather(1, entries.unsqueeze(1)).all()
+        for number, (row, entry) in enumerate(zip(rows, entries.tolist(), strict=True)):
+            key = None if explore is None else Streams([number])
+            found, expected = again.decision(entry, row, key), first.actions.decode(actions[number].tolist())
+            assert found.method == expected.method
+            # One row is multiplied in another order than a batch.
+            for (_, one), (_, other) in zip(found.params, expected.params, strict=True):
+                assert one == (pytest.approx(other, rel=1e-6) if isinstance(other, float) else other)
+    assert torch.equal(again.probabilities(rows), first.probabilities(rows))
+    torch.testing.assert_close(first.probabilities(rows).sum(1), torch.ones(20))
+    assert [first.choose(row) for row in rows] == first.entries(rows).tolist()
+    assert len(set(first.entries(rows).tolist())) > 2
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d["actions"].update(kind="box"), "actions are described by their kind"),
+        (lambda d: d["actions"].pop("space"), "actions are described by their kind"),
+        (lambda d: d["actions"]["space"][1]["parameters"][0].update(high=9.0), "not the ones that their digest"),
+        (lambda d: d["actions"]["space"][1]["parameters"][0].update(high=0.0), "`mixup` cannot be used: .*ascending"),
+        (lambda d: d["actions"]["space"][1]["decision"].update(method="mixpu"), "`mixup` cannot be used: .*Did you"),
+        (lambda d: d["actions"]["space"][3]["parameters"][0].update(high=7.0), "`rmix` cannot be used: .*threshold"),
+        (lambda d: d.update(schema="rlmix.policy/1"), "`catalogue` is missing"),
+        (lambda d: d["actions"]["space"].pop(), "not the ones that their digest"),
+    ],
+)
+def test_contradicting_actions_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], match: str
+) -> None:
+    """As for catalogues."""
+    save(tmp_path, acting("hybrid"))
+    edit(tmp_path, change)
+    with pytest.raises(PolicyError, match=match) as caught:
+        load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_actions_and_network_must_fit() -> None:
+    """A head of another kind would be read as something else."""
+    hybrid = acting("hybrid")
+    with pytest.raises(PolicyError, match="from 4 to 24 numbers; .* multidiscrete actions of 13 outputs"):
+        replace(hybrid, codec=acting("multidiscrete").codec)
+    with pytest.raises(PolicyError, match="`codec` has another catalogue"):
+        replace(hybrid, catalogue=catalogue("v0"))

@@ -1,0 +1,206 @@
+"""`rlmix instances`: what a set of training problems holds, and which mix wins where."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from rlmix.cli.progress import INTERRUPTED, THREADS, counting_bar, torch_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rlmix.envs.instances import Instance, InstanceSet
+    from rlmix.envs.reference import Table
+
+# A method that wins on so large a share of a set is worth learning to choose.
+_SHARE = 0.1
+
+SHOW_EXAMPLES = """
+Examples:
+
+- `rlmix instances show digits`
+
+- `rlmix instances show configs/instances/transfer.yaml --part heldout --json`
+"""
+TABLE_EXAMPLES = """
+Examples:
+
+- `rlmix instances table digits --catalogue cheap --limit 8`
+
+- `rlmix instances table configs/instances/transfer.yaml --part validation --data-dir data`
+"""
+
+app = typer.Typer(help="Look at sets of training problems, and at which mix wins where.")
+
+_Recipe = Annotated[str, typer.Argument(help="digits, or the YAML file of a recipe.")]
+_Part = Annotated[str, typer.Option(help="train, validation or heldout.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+
+
+@app.command(epilog=SHOW_EXAMPLES)
+def show(
+    recipe: _Recipe,
+    part: _Part = "train",
+    as_json: _Json = False,
+) -> None:
+    """Show the kinds of training problems in a set, how many there are of each, and their ranges."""
+    instances = _part(recipe, part, None)
+    if as_json:
+        documents = [one.document() for one in instances.instances]
+        document = {"name": instances.name, "digest": instances.digest, "horizon": instances.horizon}
+        typer.echo(json.dumps({**document, "instances": documents}, indent=2))
+        return
+    grid = Grid("images and model", "count", "steps", "epochs", "wrong labels")
+    for kind, members in _kinds(instances.instances).items():
+        epochs = [one.total_steps * one.batch_size / one.train_size for one in members]
+        grid.add_row(
+            kind,
+            str(len(members)),
+            ", ".join(map(str, sorted({one.total_steps for one in members}))),
+            _range(epochs, "{:.1f}"),
+            _range([one.noise for one in members], "{:.0%}"),
+        )
+    console = Console(soft_wrap=True)
+    console.print(grid)
+    console.print(
+        f"{instances.name}: {len(instances)} instances, {instances.horizon} decisions each, "
+        f"digest {instances.digest[:16]}",
+        highlight=False,
+    )
+
+
+@app.command(epilog=TABLE_EXAMPLES)
+def table(
+    recipe: _Recipe,
+    part: _Part = "train",
+    catalogue: Annotated[str, typer.Option(help="The entries to compare: v0 or cheap.")] = "v0",
+    limit: Annotated[int | None, typer.Option(help="Use only so many instances, from the first on.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file with a line for each training.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Train every instance under every entry, and show which entry wins where.
+
+    Two trainings each, scored on held-out training images. What is known is kept in $RLMIX_CACHE (or ~/.cache/rlmix)
+    under the digests of set and catalogue, so an interrupted table goes on where it was.
+    """
+    from rlmix._files import write_text
+    from rlmix.envs.block import Library
+    from rlmix.envs.reference import References
+    from rlmix.policy import codec
+    from rlmix.training.loop import choose_device
+
+    instances, entries = _part(recipe, part, limit), codec.catalogue(catalogue)
+    library = Library(entries, data_dir, choose_device(device))
+    try:
+        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json)) as count:
+            found = References(instances, library, count).table()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
+        raise typer.Exit(INTERRUPTED) from None
+    if out is not None:
+        write_text(out, _csv(found))
+    summary = _summary(
+        found, instances, {name: entry.method for name, entry in zip(entries.names, entries.decisions, strict=True)}
+    )
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _print(found, instances, summary)
+
+
+def _part(recipe: str, part: str, limit: int | None) -> InstanceSet:
+    from rlmix.envs.instances import DIGITS, PARTS, digits_set, instance_set, load_recipe
+    from rlmix.errors import ConfigError, nearest
+
+    known = next((one for one in PARTS if one == part), None)
+    if known is None:
+        raise ConfigError(f"there is no part `{part}`. {nearest(part, PARTS)}")
+    if limit is None:
+        return instance_set(recipe, known)
+    return digits_set(known, limit) if recipe == DIGITS else load_recipe(recipe).generate(known, limit)
+
+
+def _kinds(instances: Sequence[Instance]) -> dict[str, list[Instance]]:
+    """Return the instances by what their images are and by their model."""
+    found: dict[str, list[Instance]] = {}
+    for one in instances:
+        side = "" if one.side is None else f" {one.side}x{one.side}"
+        classes = "" if one.classes is None else f", {one.classes} classes"
+        grey = " grey" if one.grey else ""
+        found.setdefault(f"{one.data}{side}{grey}{classes}, {one.model}", []).append(one)
+    return found
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}-{high}"
+
+
+def _summary(found: Table, instances: InstanceSet, methods: dict[str, str]) -> dict[str, Any]:
+    """Return who wins how often, and what choosing is worth, as JSON takes it."""
+    scores, accuracies = found.scores.mean(2), found.accuracies.mean(2)
+    winners = [found.entries[row] for row in scores.argmax(1).tolist()]
+    best = int(scores.mean(0).argmax())
+    # Chosen by one replicate and measured by the other: choosing and measuring by the same one would flatter.
+    crossed = [
+        found.accuracies[:, :, 1 - one].gather(1, found.scores[:, :, one].argmax(1, keepdim=True)) for one in (0, 1)
+    ]
+    share = Counter(methods[name] for name in winners)
+    return {
+        "set": instances.name,
+        "digest": instances.digest,
+        "instances": len(instances),
+        "wins by entry": dict(Counter(winners).most_common()),
+        "wins by method": dict(share.most_common()),
+        "methods that win on a tenth or more": sorted(
+            method for method, wins in share.items() if wins >= _SHARE * len(instances)
+        ),
+        "mean accuracy": {name: accuracies[:, row].mean().item() for row, name in enumerate(found.entries)},
+        "best fixed": found.entries[best],
+        "unbiased oracle accuracy": sum(float(part.mean()) for part in crossed) / 2,
+    }
+
+
+def _print(found: Table, instances: InstanceSet, summary: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True)
+    scores, accuracies = found.scores.mean(2), found.accuracies.mean(2)
+    places = {name: row for row, name in enumerate(found.instances)}
+    kinds = _kinds(instances.instances)
+    rows = [[places[one.id] for one in members] for members in kinds.values()]
+    grid = Grid("entry", *kinds)
+    for number, entry in enumerate(found.entries):
+        means = [100 * float(accuracies[part, number].mean()) for part in rows]
+        wins = [int((scores[part].argmax(1) == number).sum()) for part in rows]
+        grid.add_row(entry, *(f"{mean:.1f} ({won})" for mean, won in zip(means, wins, strict=True)))
+    console.print(grid)
+    console.print(
+        "Mean accuracy on held-out training images in percent; in brackets on how many instances the entry scores best."
+    )
+    by_method = ", ".join(f"{name} {wins / len(instances):.0%}" for name, wins in summary["wins by method"].items())
+    means = summary["mean accuracy"]
+    console.print(f"Wins by method: {by_method}.", highlight=False)
+    console.print(
+        f"Best fixed: {summary['best fixed']} {means[summary['best fixed']]:.2%}; best entry of each instance, chosen "
+        f"by the other of two replicates: {summary['unbiased oracle accuracy']:.2%}.",
+        highlight=False,
+    )
+
+
+def _csv(found: Table) -> str:
+    lines = ["instance,entry,replicate,score,accuracy"]
+    for row, name in enumerate(found.instances):
+        for column, entry in enumerate(found.entries):
+            for replicate in range(found.scores.shape[2]):
+                score, accuracy = (float(part[row, column, replicate]) for part in (found.scores, found.accuracies))
+                lines.append(f"{name},{entry},{replicate},{score!r},{accuracy!r}")
+    return "\n".join(lines) + "\n"
