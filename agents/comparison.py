@@ -9,7 +9,8 @@ import torch
 
 from rlmix.agents.agent import AbstractAgent, EncodedAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent
-from rlmix.agents.evaluate import Progress, evaluate
+from rlmix.agents.evaluate import evaluate
+from rlmix.agents.jobs import Progress
 from rlmix.agents.report import Report, best_fixed, best_fixed_per_budget, best_in_other_replicates
 from rlmix.envs.instances import InstanceSet
 from rlmix.errors import ConfigError
@@ -34,6 +35,7 @@ def compare(
     with_validation: bool = True,
     data_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Evaluate a policy, every fixed agent of a catalogue, and the best fixed ones.
@@ -52,6 +54,7 @@ def compare(
         with_validation: whether the policy sees statistics of the instances' validation split.
         data_dir: folder of data sets that have to lie on disk.
         device: where the classifiers train.
+        processes: how many the trainings are divided among.
         progress: called with the number of finished trainings and that of all.
 
     Raises:
@@ -83,6 +86,7 @@ def compare(
         split="reward",
         data_dir=data_dir,
         device=device,
+        processes=processes,
         progress=count_from(0),
     )
     report = evaluate(
@@ -94,6 +98,7 @@ def compare(
         with_validation=with_validation,
         data_dir=data_dir,
         device=device,
+        processes=processes,
         progress=count_from(chosen),
     )
     return with_best_fixed(report, selection, catalogue.names)

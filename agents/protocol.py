@@ -33,11 +33,12 @@ from rlmix._files import write_text
 from rlmix.agents.agent import AbstractAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent, uniform_entry
 from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE, with_best_fixed, with_oracle
-from rlmix.agents.evaluate import Job, Progress, Split, blocks, episode_key, run_block
+from rlmix.agents.jobs import Job, Progress, Split, blocks, episode_key
 from rlmix.agents.ledger import Identity, Ledger, Record, digest_of, machine, problem_of, short
 from rlmix.agents.replay import BLIND, TraceAgent, frequencies, static_trace
 from rlmix.agents.report import Report, Run
 from rlmix.agents.results import REPLAYED, STATIC, LevelResult, Team
+from rlmix.agents.runner import Block, Runner, Venue
 from rlmix.envs.instances import Instance, InstanceSet, instance_set
 from rlmix.envs.pool import Pool
 from rlmix.errors import CheckpointError, ConfigError, InputError
@@ -189,6 +190,7 @@ def evaluate_levels(
     resume: bool = False,
     data_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
+    processes: int = 1,
     progress: Progress | None = None,
 ) -> tuple[LevelResult, ...]:
     """Train whatever the protocol asks for, and return the runs level by level, ready for comparison.
@@ -207,6 +209,7 @@ def evaluate_levels(
         resume: go on with the runs in `out`.
         data_dir: folder of data sets that have to lie on disk.
         device: where the classifiers train.
+        processes: how many the trainings are divided among.
         progress: called with the number of finished trainings and that of all.
 
     Raises:
@@ -220,9 +223,10 @@ def evaluate_levels(
         raise InputError("there is no level. Give one or more instance sets to compare on.")
     ledger = Ledger(Path(out) / RUNS, resume=resume)
     _keep_catalogue(Path(out) / CATALOGUE, protocol.catalogue)
-    study = _Study(teams, protocol, ledger, Path(out) / COSTS, data_dir, device)
-    study.count(levels, progress)
-    return tuple(study.evaluate(level) for level in levels)
+    with Runner(processes) as runner:
+        study = _Study(teams, protocol, ledger, Path(out) / COSTS, data_dir, device, runner)
+        study.count(levels, progress)
+        return tuple(study.evaluate(level) for level in levels)
 
 
 def digest_of_agent(agent: AbstractAgent) -> str:
@@ -309,12 +313,12 @@ class _Study:
         costs_path: Path,
         data_dir: str | os.PathLike[str] | None,
         device: str | torch.device,
+        runner: Runner,
     ) -> None:
         self.teams, self.protocol, self.ledger, self.costs_path = teams, protocol, ledger, costs_path
-        self.data_dir, self.device = data_dir, device
+        self.data_dir, self.device, self.runner = data_dir, device, runner
         self.progress = _Count()
         self.codec = codec_of(protocol.catalogue)
-        self.pools: dict[tuple[int, bool, str], Pool] = {}
         self.costs = _read_costs(costs_path)
         fixed = {name: FixedAgent(name, protocol.catalogue) for name in protocol.catalogue.names}
         members = {name: agent for team in teams for name, agent in team.members.items()}
@@ -499,11 +503,10 @@ class _Study:
             if self.ledger.get(identities[job]) is None:
                 missing.setdefault(columns[job.agent].codec.digest, []).append(job)
         self.progress.add(len(jobs) - sum(map(len, missing.values())))
-        for block in itertools.chain.from_iterable(map(blocks, missing.values())):
+        together = list(itertools.chain.from_iterable(map(blocks, missing.values())))
+        given = (self._block(block, columns, horizon, variant, split) for block in together)
+        for block, runs in zip(together, self.runner.run(given), strict=True):
             codec = columns[block[0].agent].codec
-            pool = self._pool(horizon, variant != BLIND, block[0].instance, codec)
-            agents = {job.agent: copy.deepcopy(columns[job.agent].agent) for job in block}
-            runs = run_block(agents, block, pool, split=split, data_dir=self.data_dir)
             self.ledger.append(
                 [
                     Record(
@@ -533,27 +536,29 @@ class _Study:
     def _identity(self, job: Job, digest: str, variant: str, split: Split) -> Identity:
         return Identity(problem=problem_of(job.instance), digest=digest, key=job.key, variant=variant, split=split)
 
-    def _pool(self, horizon: int, with_validation: bool, instance: Instance, codec: AbstractCodec) -> Pool:
-        kind = horizon, with_validation, codec.digest
-        if kind not in self.pools:
-            steps = replace(instance, total_steps=horizon)
-            self.pools[kind] = Pool(
-                InstanceSet("study", (steps,), horizon),
-                seeds=[0],
-                catalogue=codec,
-                reward=None,
-                masks=False,
-                with_validation=with_validation,
-                data_dir=self.data_dir,
-                device=self.device,
-            )
-        return self.pools[kind]
+    def _block(
+        self, jobs: Sequence[Job], columns: Mapping[str, _Column], horizon: int, variant: str, split: Split
+    ) -> Block:
+        """Return jobs with what they need; agents that learn while they act begin with a copy as they were given."""
+        agents = {job.agent: copy.deepcopy(columns[job.agent].agent) for job in jobs}
+        venue = self._venue(horizon, columns[jobs[0].agent].codec, with_validation=variant != BLIND)
+        return Block(venue=venue, agents=agents, jobs=jobs, split=split)
+
+    def _venue(self, horizon: int, codec: AbstractCodec, *, with_validation: bool) -> Venue:
+        return Venue(
+            horizon=horizon,
+            codec=codec,
+            with_validation=with_validation,
+            data_dir=None if self.data_dir is None else os.fspath(self.data_dir),
+            device=str(self.device),
+        )
 
     def _costs(self, instance: Instance, horizon: int) -> tuple[float, ...]:
         """Return what a step takes with each entry, measured once in a study: a resumed one uses the same numbers."""
         kind = " ".join(map(str, (*instance.pictures, instance.classes, instance.model, instance.batch_size)))
         if kind not in self.costs:
-            self.costs[kind] = list(measure_costs(self._pool(horizon, True, instance, self.codec), instance))
+            pool = self.runner.kept.pool(self._venue(horizon, self.codec, with_validation=True), instance)
+            self.costs[kind] = list(measure_costs(pool, instance))
             write_text(self.costs_path, json.dumps(self.costs, indent=1) + "\n")
         return tuple(self.costs[kind])
 

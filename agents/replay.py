@@ -20,9 +20,10 @@ from torch import Tensor
 
 from rlmix._files import write_text
 from rlmix.agents.agent import AbstractAgent, Feedback, first_allowed
-from rlmix.agents.evaluate import Job, Progress, Split, run_block
+from rlmix.agents.jobs import Job, Progress, Split, run_block
 from rlmix.agents.ledger import Record, machine, short
 from rlmix.agents.report import Run
+from rlmix.envs.heldout import HeldOut
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Pool
 from rlmix.errors import CheckpointError, InputError
@@ -174,6 +175,7 @@ def replay(
             )
         blocks.setdefault(record.block, []).append(place)
     pools: dict[tuple[int, bool], Pool] = {}
+    heldout = HeldOut(data_dir)
     found: list[Mismatch] = []
     done = 0
     for places in blocks.values():
@@ -181,7 +183,7 @@ def replay(
         kind = len(block[0].run.actions), block[0].variant != BLIND
         if kind not in pools:
             pools[kind] = _pool(block[0], *kind, catalogue, data_dir, device)
-        runs, chosen = _replayed(block, pools[kind], policy, data_dir)
+        runs, chosen = _replayed(block, pools[kind], policy, heldout)
         for place, record, run, now in zip(places, block, runs, chosen, strict=True):
             allowed = 0.0 if record.machine == machine(device) else tolerance
             off = max(abs(run.accuracy - record.run.accuracy), abs(run.score - record.run.score))
@@ -219,7 +221,7 @@ def _replayed(
     block: Sequence[Record],
     pool: Pool,
     policy: tuple[str, AbstractAgent] | None,
-    data_dir: str | os.PathLike[str] | None,
+    heldout: HeldOut,
 ) -> tuple[list[Run], list[tuple[str, ...]]]:
     """Return the runs of a block, and what the policy would have chosen (the record, where it was not the policy)."""
     agents, jobs = {}, []
@@ -229,7 +231,7 @@ def _replayed(
         agents[str(number)] = _Witness(trace, copy.deepcopy(policy[1]) if own and policy is not None else None)
         jobs.append(Job(record.instance, record.run.replicate, str(number), record.key))
     split: Split = "reward" if block[0].split == "reward" else "test"
-    runs = run_block(agents, jobs, pool, split=split, data_dir=data_dir)
+    runs = run_block(agents, jobs, pool, heldout=heldout, split=split)
     chosen = [
         tuple(pool.catalogue.names[entry] for entry in agents[str(number)].chosen) for number in range(len(block))
     ]

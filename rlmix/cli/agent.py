@@ -18,14 +18,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from rlmix.cli.progress import INTERRUPTED, THREADS, counting_bar, torch_threads
+from rlmix.cli.progress import INTERRUPTED, PROCESSES, THREADS, counting_bar, torch_threads
 from rlmix.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
     from rlmix.agents.callbacks import Progress, ProgressHook
-    from rlmix.agents.evaluate import Progress as Count
+    from rlmix.agents.jobs import Progress as Count
     from rlmix.agents.protocol import Level, Protocol
     from rlmix.agents.replay import Mismatch
     from rlmix.agents.report import Report
@@ -109,6 +109,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda: where the classifiers train.")] = None,
+    processes: Annotated[int | None, typer.Option(help=f"{PROCESSES} For ppo.", min=1)] = None,
     threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
@@ -121,7 +122,7 @@ def train(
     from rlmix.training.config import load_config
 
     given = {
-        "timesteps": timesteps, "actors": actors, "seed": seed, "device": device,
+        "timesteps": timesteps, "actors": actors, "seed": seed, "device": device, "processes": processes,
         "out": None if out is None else str(out), "data_dir": None if data_dir is None else str(data_dir),
     }  # fmt: skip
     # JSON, so that a folder called 123 stays a text.
@@ -177,6 +178,7 @@ def evaluate(
     resume: Annotated[bool, typer.Option("--resume", help="Protocol: go on with the runs in --out.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(help=PROCESSES, min=1)] = 1,
     threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")] = False,
 ) -> None:
@@ -204,7 +206,7 @@ def evaluate(
             report = _evaluate_one(
                 learned[0], recipe, limit,
                 replicates=replicates or 1, seed=seed, with_validation=validation is not False, data_dir=data_dir,
-                device=chosen, progress=count, out=out,
+                device=chosen, processes=processes, progress=count, out=out,
             )  # fmt: skip
         _tell(report, uniform_entry(learned[0].catalogue), out, as_json=as_json)
         return
@@ -223,8 +225,9 @@ def evaluate(
     places = _levels(levels, [_recipe_of(learned[0]) if name == HELDOUT else name for name in given], limit)
     with torch_threads(threads), counting_bar(console) as count:
         results = _run_protocol(
-            learned, places, protocol, out=out, resume=resume, data_dir=data_dir, device=chosen, progress=count
-        )
+            learned, places, protocol,
+            out=out, resume=resume, data_dir=data_dir, device=chosen, processes=processes, progress=count,
+        )  # fmt: skip
         document = _write_study(results, protocol, out, chosen)
     typer.echo(json.dumps(document, indent=2) if as_json else (out / TEXT).read_text(encoding="utf-8"))
 
@@ -313,6 +316,7 @@ def _evaluate_one(
     with_validation: bool,
     data_dir: Path | None,
     device: torch.device,
+    processes: int,
     progress: Count,
     out: Path | None,
 ) -> Report:
@@ -327,7 +331,7 @@ def _evaluate_one(
     return compare(
         learned, heldout, chosen_on,
         replicates=replicates, seed=seed, with_validation=with_validation, data_dir=data_dir, device=device,
-        progress=progress,
+        processes=processes, progress=progress,
     )  # fmt: skip
 
 
@@ -362,6 +366,7 @@ def _run_protocol(
     resume: bool,
     data_dir: Path | None,
     device: torch.device,
+    processes: int,
     progress: Count,
 ) -> tuple[LevelResult, ...]:
     from rlmix.agents.agent import LearnedAgent
@@ -378,8 +383,9 @@ def _run_protocol(
     agents = {LEARNED: [LearnedAgent(learned, names(learned.catalogue)) for learned in policies]}
     try:
         return evaluate_levels(
-            agents, levels, protocol, out=out, resume=resume, data_dir=data_dir, device=device, progress=progress
-        )
+            agents, levels, protocol,
+            out=out, resume=resume, data_dir=data_dir, device=device, processes=processes, progress=progress,
+        )  # fmt: skip
     except KeyboardInterrupt:
         told = "All finished blocks are kept. To go on, give the same command with [bold]--resume[/]."
         Console(stderr=True, soft_wrap=True).print(f"\nStopped. {told}", highlight=False)

@@ -15,6 +15,8 @@ INTERRUPTED = 130
 # Threads cost small trainings more than they bring, and with one the result does not depend on the machine's cores.
 THREADS = "Threads of torch on the CPU; more than one helps large classifiers only."
 
+PROCESSES = "Processes that the trainings are divided among; the result is the same for any number."
+
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:

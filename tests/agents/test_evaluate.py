@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlmix.agents import jobs
 from rlmix.agents.agent import AbstractAgent
 from rlmix.agents.baselines.fixed import BestFixedPerBudget, BudgetLookup, BudgetRanges, FixedAgent
 from rlmix.agents.evaluate import evaluate
 from rlmix.envs import heldout
 from rlmix.envs.instances import Family, InstanceSet, Recipe
 from rlmix.envs.pool import Pool
-from rlmix.errors import InputError
+from rlmix.errors import DataError, InputError
 from rlmix.ops import rng
 from rlmix.ops.calibration import expected_calibration_error, temperature_scaled_nll
 from rlmix.policy.codec import catalogue
@@ -116,8 +117,7 @@ def test_reward_split_measures_on_other_images_than_test(monkeypatch):
     def forbidden(*arguments):
         raise AssertionError("test images were read")
 
-    # The function hides the module of its name, so its globals are reached through it.
-    monkeypatch.setitem(evaluate.__globals__, "test_split", forbidden)
+    monkeypatch.setattr(heldout.HeldOut, "of", forbidden)
     report = evaluate(fixed("none"), tiny(), catalogue=CHEAP, split="reward")
     assert all(0.0 < run.accuracy <= 1.0 for run in report.runs)
     with pytest.raises(AssertionError, match="test images were read"):
@@ -162,11 +162,13 @@ def test_each_instance_is_measured_on_its_own_test_images(monkeypatch):
     instances = Recipe(name="parts", families=(family,), horizon=HORIZON).generate("heldout", 3)
     sizes = {instance.id: 100 + 37 * number for number, instance in enumerate(instances.instances)}
 
-    def part(instance, data_dir=None):
-        images, labels = heldout.test_split(instance)
+    whole = heldout.HeldOut.of
+
+    def part(self, instance):
+        images, labels = whole(self, instance)
         return images[-sizes[instance.id] :], labels[-sizes[instance.id] :]
 
-    monkeypatch.setitem(evaluate.__globals__, "test_split", part)
+    monkeypatch.setattr(heldout.HeldOut, "of", part)
     together = evaluate(fixed("none", "mixup-1"), instances, catalogue=CHEAP)
     for instance in instances.instances:
         alone = evaluate(fixed("none", "mixup-1"), replace(instances, instances=(instance,)), catalogue=CHEAP)
@@ -181,8 +183,8 @@ def test_each_instance_is_measured_on_its_own_test_images(monkeypatch):
 def test_large_test_sets_are_measured_in_portions(monkeypatch):
     """A stack of every classifier's copy of 10,000 images does not fit in memory; portions must change no accuracy."""
     whole = evaluate(fixed("none", "mixup-1"), tiny(), catalogue=CHEAP)
-    monkeypatch.setitem(evaluate.__globals__, "_PIXELS", 64 * 48)
-    monkeypatch.setitem(evaluate.__globals__, "_LOGITS", 4_000)
+    monkeypatch.setattr(jobs, "_PIXELS", 64 * 48)
+    monkeypatch.setattr(jobs, "_LOGITS", 4_000)
     parts = evaluate(fixed("none", "mixup-1"), tiny(), catalogue=CHEAP)
     for one, other in zip(whole.runs, parts.runs, strict=True):
         assert one.accuracy == pytest.approx(other.accuracy, abs=0.003)
@@ -195,3 +197,25 @@ def test_classifier_that_is_not_finite_is_never_right_and_knows_nothing():
     instances = Recipe(name="broken", families=(family,), horizon=HORIZON).generate("heldout", 1)
     (run,) = evaluate(fixed("none"), instances, catalogue=CHEAP).runs
     assert (run.accuracy, run.score, run.ece) == (0.0, 0.0, pytest.approx(0.1))
+
+
+def test_the_number_of_processes_changes_no_run():
+    """Evaluations of thousands of trainings use every core, and must say the same."""
+    agents = fixed("none", "cutmix-1")
+    expected = evaluate(agents, tiny(), catalogue=CHEAP, replicates=2)
+    seen = []
+    found = evaluate(
+        agents, tiny(), catalogue=CHEAP, replicates=2, processes=2, progress=lambda *counts: seen.append(counts)
+    )
+    assert found == expected
+    assert seen[-1][0] == seen[-1][1] == len(expected.runs)
+    with pytest.raises(InputError, match="`processes` must be at least 1, got 0"):
+        evaluate(agents, tiny(), catalogue=CHEAP, processes=0)
+
+
+def test_an_error_in_a_process_is_raised_here(tmp_path):
+    """A missing data set must not end as a broken pool."""
+    family = Family(data="fashion-mnist", total_steps={8: 1}, train_size=(100, 200))
+    instances = Recipe(name="missing", families=(family,), horizon=HORIZON).generate("heldout", 1)
+    with pytest.raises(DataError, match="`fashion-mnist` cannot be read"):
+        evaluate(fixed("none"), instances, catalogue=CHEAP, processes=2, data_dir=tmp_path)

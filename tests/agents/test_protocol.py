@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from rlmix.agents import jobs
 from rlmix.agents import protocol as under_test
 from rlmix.agents.agent import AbstractAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent
@@ -168,7 +169,7 @@ def test_killed_study_resumes_to_the_same_runs_and_trains_none_twice(study, tmp_
     def forbidden(*arguments, **options):
         raise AssertionError("a recorded run was trained again")
 
-    monkeypatch.setattr(under_test, "run_block", forbidden)
+    monkeypatch.setattr(jobs, "_train", forbidden)
     (again,) = evaluate_levels(agents(), [LEVEL], PROTOCOL, out=tmp_path, resume=True)
     assert again.reports == whole.reports
 

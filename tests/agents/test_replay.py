@@ -12,10 +12,11 @@ import torch
 
 from rlmix.agents.agent import Feedback
 from rlmix.agents.baselines.fixed import FixedAgent
-from rlmix.agents.evaluate import Job, blocks, episode_key, run_block
+from rlmix.agents.jobs import Job, blocks, episode_key, run_block
 from rlmix.agents.ledger import Record, machine, problem_of, short
 from rlmix.agents.protocol import digest_of_agent
 from rlmix.agents.replay import TOLERANCE, TraceAgent, frequencies, replay, static_trace
+from rlmix.envs.heldout import HeldOut
 from rlmix.envs.instances import Family, Recipe
 from rlmix.envs.pool import Pool
 from rlmix.errors import CheckpointError, InputError
@@ -40,7 +41,7 @@ def records():
                 block=number, variant="steps", digest=digest_of_agent(agents[job.agent]), key=job.key, split="test",
                 catalogue=short(CHEAP.digest), machine=machine("cpu"), problem=problem_of(job.instance), run=run,
             )
-            for job, run in zip(block, run_block(agents, block, pool), strict=True)
+            for job, run in zip(block, run_block(agents, block, pool, heldout=HeldOut()), strict=True)
         ]  # fmt: skip
     return found
 
