@@ -26,7 +26,7 @@ from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, restore
 from rlmix.agents.export import export
 from rlmix.agents.hybrid import HybridPolicy
 from rlmix.agents.runs import POLICY, card_of, checkpoint_path, identity_of, open_run
-from rlmix.agents.validation import Validation, draw_entries
+from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.agents.vine import Vine
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.pool import Pool
@@ -184,9 +184,13 @@ def train_ppo(
         if not tree:
             draw_entries(board, actions.catalogue, training.instances[0], config.data_dir)
 
+        alarm = CollapseAlarm(board)
+
         def look(model: PPO) -> Mapping[str, float]:
             curves.draw(board, model.num_timesteps)
-            return compare(exported(model, {}))
+            found = compare(exported(model, {}))
+            alarm(model.num_timesteps, found)
+            return found
 
         looks = Evaluations(config.evaluate_every, look)
         vines = [Vine(env.pool, config.forks)] if config.forks and isinstance(env.pool, Pool) else []

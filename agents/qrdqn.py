@@ -26,7 +26,7 @@ from rlmix.agents.callbacks import BoardWriter, Progress, ProgressHook, Ranges, 
 from rlmix.agents.checkpoint import borrowed_randomness, restore_randomness
 from rlmix.agents.export import policy_of
 from rlmix.agents.runs import PLACES, POLICY, card_of, checkpoint_path, identity_of, open_run
-from rlmix.agents.validation import Validation, draw_entries
+from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.sb3 import MixVecEnv
 from rlmix.errors import ConfigError
@@ -183,13 +183,16 @@ def train_qrdqn(
         layers = mean_layers(model)
         return policy_of(layers, None, ranges=ranges, names=names, catalogue=actions, horizon=horizon, card=card)
 
-    def look(model: RowwiseQRDQN) -> Mapping[str, float]:
-        last.update(compare(exported(model, {})))
-        return last
-
     with borrowed_randomness(), Board(config.out, start=tree.get("timesteps", -1) + 1) as board:
         if not tree:
             draw_entries(board, actions, training.instances[0], config.data_dir)
+        alarm = CollapseAlarm(board)
+
+        def look(model: RowwiseQRDQN) -> Mapping[str, float]:
+            last.update(compare(exported(model, {})))
+            alarm(model.num_timesteps, last)
+            return last
+
         watch = Watch(config, horizon, actions, ranges=ranges, identity=identity, look=look, progress=progress)
         model = learn(env, config, horizon=horizon, watch=watch, board=board, resumed=tree)
         policy = exported(model, last)

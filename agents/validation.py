@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import final
 
@@ -25,6 +28,10 @@ from rlmix.training.data import load
 
 # Images that each entry is shown on.
 _IMAGES = 3
+SHARE, GAIN = "eval/largest_share", "eval/accuracy_to_uniform"
+# A policy that chooses one method so often has collapsed.
+_ONE_METHOD = 0.95
+_LOGGER = logging.getLogger("rlmix")
 # Keeps the saliency of a black image from being zero everywhere.
 _FLOOR = 1e-3
 
@@ -57,7 +64,10 @@ class Validation:
         self._uniform: Report | None = None
 
     def __call__(self, policy: LearnedPolicy) -> Mapping[str, float]:
-        """Return numbers by tag: accuracy, its difference to uniform random mixing, and the score as a reward."""
+        """Return numbers by tag: accuracy, its difference to uniform random mixing, the score as a reward.
+
+        And the share of all decisions that went to the method chosen most often.
+        """
         if self._uniform is None:
             # The episodes are the same every time, so these are trained only once.
             entries = self._codec.catalogue
@@ -65,12 +75,20 @@ class Validation:
         learned = self._evaluate(LearnedAgent(policy, names(self._codec.catalogue)), self._codec)
         accuracy, reference = (_column(report, "accuracy") for report in (learned, self._uniform))
         scores = relative(_column(learned, "score"), _column(self._uniform, "score"))
+        methods = Counter(self._method(action) for run in learned.runs for action in run.actions)
         return {
+            SHARE: max(methods.values()) / methods.total(),
             "eval/accuracy": accuracy.mean().item(),
-            "eval/accuracy_to_uniform": (accuracy - reference).mean().item(),
+            GAIN: (accuracy - reference).mean().item(),
             "eval/accuracy_to_uniform_iqm": float(iqm((accuracy - reference).numpy())),
             "eval/score": scores.mean().item(),
         }
+
+    def _method(self, action: str) -> str:
+        """Return the method that a recorded action chose: an entry's, or that of a Decision's text."""
+        entries = self._codec.catalogue
+        known = action in entries.names
+        return entries.decisions[entries.index(action)].method if known else action.partition("(")[0]
 
     def _evaluate(self, agent: AbstractAgent, catalogue: Catalogue | AbstractCodec) -> Report:
         return evaluate(
@@ -82,6 +100,37 @@ class Validation:
             data_dir=self._data_dir,
             device=self._device,
         )
+
+
+@final
+class CollapseAlarm:
+    """Says so when a policy has come down to one method while it falls behind uniform random mixing.
+
+    A policy that always chooses one method may be right: where that method wins everywhere, there is nothing else to
+    learn. It is wrong where random choice does better, and more so from evaluation to evaluation.
+
+    Args:
+        board: where it is written: `alarm/collapse` is 1 then, else 0.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._board, self._before = board, math.inf
+
+    def __call__(self, step: int, statistics: Mapping[str, float]) -> bool:
+        """Look at what `Validation` measured after `step` decisions, and return whether the alarm is given."""
+        share, gain = statistics[SHARE], statistics[GAIN]
+        given = share >= _ONE_METHOD and gain < 0 and gain < self._before < math.inf
+        self._board.scalars(step, {"alarm/collapse": float(given)})
+        if given:
+            text = (
+                f"the policy chooses one method in {share:.0%} of its decisions and is {-100 * gain:.2f} points behind "
+                f"uniform random mixing, {100 * (self._before - gain):.2f} more than at the last evaluation. Is there "
+                "another winner in the training set? Try more entropy, or a wider set of instances."
+            )
+            self._board.text(step, "alarm", text)
+            _LOGGER.warning("after %d decisions %s", step, text)
+        self._before = gain
+        return given
 
 
 def draw_entries(

@@ -22,7 +22,7 @@ from rlmix.agents.baselines.strategy import EvolutionStrategy, initial, layers_o
 from rlmix.agents.callbacks import Progress, ProgressHook, Ranges, usage
 from rlmix.agents.export import policy_of
 from rlmix.agents.runs import PLACES, POLICY, card_of, checkpoint_path, identity_of, open_run
-from rlmix.agents.validation import Validation, draw_entries
+from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.pool import Pool
 from rlmix.envs.shell import reference_bar
@@ -166,19 +166,25 @@ def train_es(
     if tree:
         search.restore(tree)
     compare = Validation(watched, actions, seed=config.seed, device=device, data_dir=config.data_dir)
-    statistics: Mapping[str, float] = {}
     with Board(config.out, start=tree.get("timesteps", -1) + 1) as board:
         if not tree:
             draw_entries(board, actions, training.instances[0], config.data_dir)
+        alarm = CollapseAlarm(board)
+
+        def look() -> Mapping[str, float]:
+            found = compare(search.policy({}))
+            board.scalars(search.timesteps, found)
+            alarm(search.timesteps, found)
+            return found
+
         search.keep(identity)
         while search.timesteps < search.total:
             search.generation(board, progress)
             search.keep(identity)
             number = search.strategy.generation
             if config.evaluate_every and number % config.evaluate_every == 0 and search.timesteps < search.total:
-                board.scalars(search.timesteps, compare(search.policy({})))
-        statistics = compare(search.policy({}))
-        board.scalars(search.timesteps, statistics)
+                look()
+        statistics = look()
         policy = search.policy(statistics)
         save(Path(config.out) / POLICY, policy)
         flat = {**config.settings(), "hidden": " ".join(map(str, config.hidden))}

@@ -345,3 +345,12 @@ def test_levels_are_read_from_a_file_beside_their_recipes(tmp_path):
     file.write_text("levels:\n- {name: L0, instance: digits}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="Did you mean `instances`"):
         load_levels(file)
+
+
+def test_shipped_levels_name_recipes_that_exist(project, monkeypatch):
+    """A study of hours must not end at a file that is not there."""
+    monkeypatch.chdir(project)
+    for file in sorted((project / "configs" / "levels").glob("*.yaml")):
+        levels = load_levels(file)
+        assert len(levels) > 1
+        assert len({level.heldout.horizon for level in levels}) == 1

@@ -11,8 +11,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlmix._files import load_tree
+from rlmix.agents.baselines.evolution import ESConfig
 from rlmix.agents.ppo import PPOConfig, train_ppo
+from rlmix.agents.qrdqn import QRDQNConfig
 from rlmix.agents.runs import CHECKPOINT
+from rlmix.cli.agent import _trainer
 from rlmix.envs.instances import Family, Recipe
 from rlmix.errors import CheckpointError, ConfigError, OutputError
 from rlmix.policy.artifact import load
@@ -85,6 +88,7 @@ def test_one_run_in_tensorboard_with_all_curves_and_figures(finished):
     events.Reload()
     tags = events.Tags()
     expected = {"rollout/ep_rew_mean", "train/loss", "train/value_loss", "eval/accuracy", "eval/score"}
+    expected |= {"alarm/collapse"}
     expected |= {f"policy/probability/{method}/{step}" for method in ("none", "mixup", "cutmix") for step in (0, 3)}
     assert expected <= set(tags["scalars"])
     assert {"policy/probabilities", "mixed/entries"} <= set(tags["images"])
@@ -168,10 +172,13 @@ def test_configuration_is_kept_beside_the_run(finished):
 
 def test_shipped_configurations_are_valid(project):
     """A misspelt key in a file that the documentation names would meet every newcomer."""
+    kinds = {"evolution": ESConfig, "qrdqn": QRDQNConfig}
     files = sorted((project / "configs" / "agents").glob("*.yaml"))
-    assert files
+    assert {file.stem for file in files} > set(kinds)
     for file in files:
-        assert isinstance(load_config(file, PPOConfig), PPOConfig)
+        kind = kinds.get(file.stem, PPOConfig)
+        assert isinstance(load_config(file, kind), kind)
+        assert _trainer(None, file)[0] is kind
 
 
 def test_files_of_the_run_hold_no_pickle(finished):
