@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import collections
-import multiprocessing
-import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, final
 
-import torch
-
+from rlmix._workers import Workers
 from rlmix.agents.agent import AbstractAgent
 from rlmix.agents.jobs import Job, Split, run_block
 from rlmix.agents.report import Run
 from rlmix.envs.heldout import HeldOut
 from rlmix.envs.instances import Instance, InstanceSet
 from rlmix.envs.pool import Pool
-from rlmix.errors import EnvError, InputError
 from rlmix.policy.codec import AbstractCodec
-
-# Blocks that wait for each process: enough that none is idle, few enough that an interruption costs little.
-_AHEAD = 2
 
 
 @final
@@ -87,9 +77,7 @@ class Runner:
     """
 
     def __init__(self, processes: int = 1) -> None:
-        if processes < 1:
-            raise InputError(f"`processes` must be at least 1, got {processes}.")
-        self._processes, self._executor = processes, None if processes == 1 else _executor(processes)
+        self._workers = Workers(processes)
         self.kept = Kept()
 
     def __enter__(self) -> Self:
@@ -98,12 +86,7 @@ class Runner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._executor is not None:
-            # After an interruption nobody waits for the blocks in progress.
-            if kind is not None:
-                for process in (self._executor._processes or {}).values():
-                    process.terminate()
-            self._executor.shutdown(cancel_futures=True)
+        self._workers.__exit__(kind, error, trace)
 
     def run(self, blocks: Iterable[Block]) -> Iterator[list[Run]]:
         """Yield the runs of each block, in the blocks' order, as soon as they are there.
@@ -112,22 +95,7 @@ class Runner:
             EnvError: a process ended before its time.
             DataError: an instance's images are not there.
         """
-        if self._executor is None:
-            for block in blocks:
-                yield self.kept.run(block)
-            return
-        waiting: collections.deque[Future[list[Run]]] = collections.deque()
-        try:
-            for block in blocks:
-                waiting.append(self._executor.submit(_run, block))
-                if len(waiting) >= _AHEAD * self._processes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise EnvError(
-                "a process of the evaluation ended before its time. Was it out of memory? Use fewer `processes`."
-            ) from error
+        return self._workers.map(blocks, here=self.kept.run, there=_run)
 
 
 @final
@@ -159,18 +127,6 @@ class Kept:
         heldout = self._heldout.setdefault(data_dir, HeldOut(data_dir))
         pool = self.pool(block.venue, block.jobs[0].instance)
         return run_block(block.agents, block.jobs, pool, heldout=heldout, split=block.split)
-
-
-def _executor(processes: int) -> ProcessPoolExecutor:
-    # A child of `fork` would share locks and threads of torch with its parent.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, mp_context=context, initializer=_begin)
-
-
-def _begin() -> None:
-    # Ctrl-C reaches every process of a terminal; the one that asks decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 # Of a process of its own, which ends with its runner.

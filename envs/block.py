@@ -76,7 +76,7 @@ class Library:
         self.catalogue = catalogue
         self.methods: tuple[AbstractMethod, ...] = tuple(decision.build() for decision in catalogue.decisions)
         self.device = torch.device(device)
-        self._data_dir = data_dir
+        self.data_dir = data_dir
         self._sources: dict[Pictures, Source] = {}
         self._networks: dict[tuple[Pictures, int | None, str], tuple[nn.Module, Forward]] = {}
         self._splits: dict[Instance, Split] = {}
@@ -85,7 +85,7 @@ class Library:
         """Return the instance's data set."""
         if instance.pictures not in self._sources:
             name, side, grey = instance.pictures
-            loaded = dynamics.load_source(name, self._data_dir, side=side, grey=grey)
+            loaded = dynamics.load_source(name, self.data_dir, side=side, grey=grey)
             self._sources[instance.pictures] = Source(
                 loaded.images.to(self.device), loaded.labels, num_classes=loaded.num_classes
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias, final
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlmix._workers import as_worker
 from rlmix.envs.block import Slot
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Pool, Reward
@@ -198,9 +198,7 @@ class ProcessPool:
 
 def _work(connection: Connection, arguments: dict[str, Any]) -> None:
     """Answer for some of the slots, until nobody asks any more."""
-    # Ctrl-C reaches every process of a terminal; the one that asks decides what happens.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    as_worker()
     pool: Pool | None = None
     while True:
         try:

@@ -11,18 +11,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from rlmix._files import sha256_of, writable_folder, write_text
+from rlmix._workers import Workers
 from rlmix.envs.block import Block, Library, Slot, buckets
 from rlmix.envs.dynamics import Visible
 from rlmix.envs.instances import Instance, InstanceSet
 from rlmix.envs.reward import uniform_entry
 from rlmix.errors import CheckpointError
 from rlmix.ops import rng
+from rlmix.policy.codec import Catalogue
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -66,15 +68,16 @@ class References:
         instances: the set.
         library: of the pool.
         progress: called with the trainings (of an instance under an entry) done so far and those to do in all.
+        processes: how many they are divided among.
 
     Raises:
         EnvError: the catalogue has no mixture.
         OutputError: the folder, that of the environment variable RLMIX_CACHE or ~/.cache/rlmix, cannot be written.
     """
 
-    def __init__(self, instances: InstanceSet, library: Library, progress: Progress | None) -> None:
+    def __init__(self, instances: InstanceSet, library: Library, progress: Progress | None, processes: int = 1) -> None:
         self._entry = library.catalogue.names[uniform_entry(library.catalogue)]
-        self._set, self._library, self._progress = instances, library, progress
+        self._set, self._library, self._progress, self._processes = instances, library, progress, processes
         # Other devices round otherwise, so each kind has a table of its own.
         content = f"{_SCHEMA} {instances.digest} {library.catalogue.digest} {library.device.type}"
         self._digest = sha256_of(content.encode())
@@ -116,20 +119,23 @@ class References:
     def _complete(self, instances: Sequence[Instance], entries: Sequence[str]) -> None:
         """Compute and write what is not known yet."""
         wanted = {_row_name(one): one for one in instances}
-        missing = [
-            (entry, [one for name, one in wanted.items() if entry not in self._rows.get(name, {})]) for entry in entries
-        ]
-        total = sum(len(lacking) for _, lacking in missing)
-        if total:
-            self._tell(0, total)
-        done = 0
-        for entry, lacking in missing:
+        tasks = []
+        for entry in entries:
+            lacking = [one for name, one in wanted.items() if entry not in self._rows.get(name, {})]
             for rows in buckets(lacking):
-                for start in range(0, len(rows), _STACKED):
-                    part = [lacking[row] for row in rows[start : start + _STACKED]]
-                    self._keep(entry, part, self._trained(part, entry))
-                    done += len(part)
-                    self._tell(done, total)
+                parts = (rows[start : start + _STACKED] for start in range(0, len(rows), _STACKED))
+                tasks += [_Task(entry, tuple(lacking[row] for row in part)) for part in parts]
+        if not tasks:
+            return
+        done, total = 0, sum(len(task.instances) for task in tasks)
+        self._tell(done, total)
+        here = self._library
+        with Workers(self._processes, _open_library, here.catalogue, here.data_dir, str(here.device)) as workers:
+            found = workers.map(tasks, here=lambda task: _trained(here, task), there=_trained_there)
+            for task, replicates in zip(tasks, found, strict=True):
+                self._keep(task.entry, task.instances, replicates)
+                done += len(task.instances)
+                self._tell(done, total)
 
     def _keep(self, entry: str, instances: Sequence[Instance], replicates: Sequence[list[list[float]]]) -> None:
         # Another process may have written its rows meanwhile.
@@ -154,24 +160,43 @@ class References:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"`{self.path}` is damaged ({error}). Delete it; it is computed anew.") from error
 
-    def _trained(self, instances: Sequence[Instance], entry: str) -> list[list[list[float]]]:
-        """Train instances of one bucket under one entry, and return score and accuracy of each replicate."""
-        slots = [
-            Slot(instance=instance, key=key, visible=Visible())
-            for instance in instances
-            for key in reference_keys(instance)
-        ]
-        block = Block.begin(self._library, slots)
-        block.advance([self._library.catalogue.index(entry)] * len(slots), 0, instances[0].total_steps)
-        scores = block.scores()
-        pairs: list[list[list[float]]] = (
-            torch.stack([scores.score, scores.accuracy], 1).view(len(instances), REPLICATES, 2).tolist()
-        )
-        return pairs
-
     def _tell(self, done: int, total: int) -> None:
         if self._progress is not None:
             self._progress(done, total)
+
+
+class _Task(NamedTuple):
+    """Instances of one bucket that are trained under one entry."""
+
+    entry: str
+    instances: tuple[Instance, ...]
+
+
+def _trained(library: Library, task: _Task) -> list[list[list[float]]]:
+    """Train, and return score and accuracy of each instance's replicates."""
+    slots = [
+        Slot(instance=instance, key=key, visible=Visible())
+        for instance in task.instances
+        for key in reference_keys(instance)
+    ]
+    block = Block.begin(library, slots)
+    block.advance([library.catalogue.index(task.entry)] * len(slots), 0, task.instances[0].total_steps)
+    scores = block.scores()
+    both = torch.stack([scores.score, scores.accuracy], 1)
+    pairs: list[list[list[float]]] = both.view(len(task.instances), REPLICATES, 2).tolist()
+    return pairs
+
+
+# Of a process that only computes references.
+_LIBRARIES: list[Library] = []
+
+
+def _open_library(catalogue: Catalogue, data_dir: str | os.PathLike[str] | None, device: str) -> None:
+    _LIBRARIES[:] = [Library(catalogue, data_dir, device)]
+
+
+def _trained_there(task: _Task) -> list[list[list[float]]]:
+    return _trained(_LIBRARIES[0], task)
 
 
 def _replicates(values: Any) -> list[list[float]]:

@@ -15,7 +15,7 @@ import rlmix
 
 # From the ground up. A module may import from its own rung and from those below.
 LADDER = (
-    ("rlmix.errors", "rlmix.types", "rlmix._files"),
+    ("rlmix.errors", "rlmix.types", "rlmix._files", "rlmix._workers"),
     ("rlmix.ops",),
     ("rlmix.plan", "rlmix._apply"),
     ("rlmix.saliency", "rlmix.loss"),

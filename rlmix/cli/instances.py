@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from rlmix.cli.progress import INTERRUPTED, THREADS, counting_bar, torch_threads
+from rlmix.cli.progress import INTERRUPTED, PROCESSES, THREADS, counting_bar, torch_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +85,7 @@ def table(
     out: Annotated[Path | None, typer.Option(help="CSV file with a line for each training.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(help=PROCESSES, min=1)] = 1,
     threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
     as_json: _Json = False,
 ) -> None:
@@ -103,7 +104,7 @@ def table(
     library = Library(entries, data_dir, choose_device(device))
     try:
         with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json)) as count:
-            found = References(instances, library, count).table()
+            found = References(instances, library, count, processes).table()
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
         raise typer.Exit(INTERRUPTED) from None

@@ -150,3 +150,14 @@ def test_an_interrupted_table_goes_on_where_it_was(many):
     whole = references(many).table()
     assert torch.equal(resumed.scores, whole.scores)
     assert torch.equal(resumed.accuracies, whole.accuracies)
+
+
+def test_the_number_of_processes_changes_no_row(many):
+    """A table of hours is computed on every core, and must be the same table."""
+    whole = references(many).table()
+    references(many).path.unlink()
+    calls = []
+    divided = References(many, Library(ENTRIES, None, "cpu"), lambda *counts: calls.append(counts), 2).table()
+    assert torch.equal(divided.scores, whole.scores)
+    assert torch.equal(divided.accuracies, whole.accuracies)
+    assert calls[-1] == (9 * len(ENTRIES), 9 * len(ENTRIES))
