@@ -176,7 +176,7 @@ def test_interrupted_protocol_says_how_to_go_on(trained, tmp_path, monkeypatch, 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlmix.agents.protocol.run_block", interrupted)
+    monkeypatch.setattr("rlmix.agents.runner.run_block", interrupted)
     policy = ("--policy", trained / "run" / "policy")
     assert run("agent", "evaluate", *policy, *policy, "--out", tmp_path, "--replicates", 2) == 130
     assert "All finished blocks are kept. To go on, give the same command with --resume" in capsys.readouterr().err
