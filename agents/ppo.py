@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
@@ -25,7 +25,17 @@ from rlmix.agents.callbacks import BoardWriter, Curves, Evaluations, Keeper, Pro
 from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, restore
 from rlmix.agents.export import export
 from rlmix.agents.hybrid import HybridPolicy
-from rlmix.agents.runs import POLICY, card_of, checkpoint_path, identity_of, open_run
+from rlmix.agents.runs import (
+    PLACES,
+    POLICY,
+    card_of,
+    check_settings,
+    checkpoint_path,
+    identity_of,
+    note_settings,
+    open_run,
+    settings_of,
+)
 from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.agents.vine import Vine
 from rlmix.envs.instances import InstanceSet, instance_set
@@ -92,13 +102,7 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, lowest in _LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise ConfigError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"`seed` must be in [0, 2**32), got {self.seed}.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise ConfigError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        check_settings(self, _LOWEST)
         if not (0 < self.clip < 1 and 0 <= self.gae_lambda <= 1 and 0 <= self.entropy < math.inf):
             raise ConfigError(
                 "`clip` must be in (0, 1), `gae_lambda` in [0, 1] and `entropy` at least 0, got "
@@ -109,17 +113,11 @@ class PPOConfig:
                 f"`forks` are made within one process, got {self.forks} with {self.processes} `processes`. Set one of "
                 "them to its default."
             )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"`hidden` must hold widths of at least 1, got {list(self.hidden)}.")
-
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration as JSON and YAML hold it."""
-        return {**asdict(self), "hidden": list(self.hidden)}
 
 
 _LOWEST = {"timesteps": 1, "actors": 2, "processes": 1, "batch_size": 2, "epochs": 1, "forks": 0, "evaluate_every": 0}
-# Where the run's files lie, how long it goes on and how often it is looked at do not change its course.
-_FREE = frozenset({"out", "data_dir", "timesteps", "evaluate_every", "processes"})
+# How long the run goes on and how often it is looked at do not change its course.
+_FREE = PLACES | {"timesteps", "evaluate_every"}
 
 
 def train_ppo(
@@ -159,8 +157,8 @@ def train_ppo(
     training = instance_set(config.instances, "train") if instances is None else instances
     watched = instance_set(config.instances, "validation") if validation is None else validation
     names, device, horizon = signals.names(actions.catalogue), choose_device(config.device), training.horizon
-    identity = identity_of(config.settings(), _FREE, training, actions)
-    tree = open_run(config.out, config.settings(), identity, schema=SCHEMA, resume=resume)
+    identity = identity_of(settings_of(config), _FREE, training, actions)
+    tree = open_run(config.out, settings_of(config), identity, schema=SCHEMA, resume=resume)
     env = MixVecEnv(
         config.actors,
         instances=training,
@@ -176,7 +174,7 @@ def train_ppo(
     compare = Validation(watched, actions, seed=config.seed, device=device, data_dir=config.data_dir)
 
     def exported(model: PPO, statistics: Mapping[str, float]) -> LearnedPolicy:
-        card = card_of("PPO", config.settings(), training, model.num_timesteps, statistics)
+        card = card_of("PPO", settings_of(config), training, model.num_timesteps, statistics)
         return export(model.policy, ranges=ranges, names=names, catalogue=actions, horizon=horizon, card=card)
 
     board_of_run = Board(config.out, start=tree.get("timesteps", -1) + 1)
@@ -208,7 +206,7 @@ def train_ppo(
         )
         policy = exported(model, looks.last)
         save(Path(config.out) / POLICY, policy)
-        board.hyperparameters(_flat(config), {f"final/{name}": value for name, value in looks.last.items()})
+        note_settings(board, settings_of(config), looks.last)
     return policy
 
 
@@ -257,10 +255,6 @@ def total_timesteps(config: PPOConfig, horizon: int) -> int:
     """Return the number of decisions of a whole training: `config.timesteps` rounded up to whole waves."""
     wave = config.actors * horizon
     return -(-config.timesteps // wave) * wave
-
-
-def _flat(config: PPOConfig) -> dict[str, bool | float | str | None]:
-    return {**asdict(config), "hidden": " ".join(map(str, config.hidden))}
 
 
 def _model(env: VecEnv, config: PPOConfig, horizon: int, codec: AbstractCodec | None) -> PPO:

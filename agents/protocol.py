@@ -39,7 +39,7 @@ from rlmix.agents.replay import BLIND, TraceAgent, frequencies, static_trace
 from rlmix.agents.report import Report, Run
 from rlmix.agents.results import REPLAYED, STATIC, LevelResult, Team
 from rlmix.agents.runner import Block, Runner, Venue
-from rlmix.envs.instances import Instance, InstanceSet, instance_set
+from rlmix.envs.instances import Instance, InstanceSet, instance_set, limited
 from rlmix.envs.pool import Pool
 from rlmix.errors import CheckpointError, ConfigError, InputError
 from rlmix.ops import rng
@@ -141,7 +141,7 @@ def level_of(source: LevelSource, folder: Path = Path()) -> Level:
 
     def part(given: str, name: Literal["heldout", "validation"]) -> InstanceSet:
         found = instance_set(str(folder / given) if (folder / given).is_file() else given, name)
-        return found if source.limit is None else replace(found, instances=found.instances[: source.limit])
+        return limited(found, source.limit)
 
     return Level(name=source.name, heldout=part(source.instances, "heldout"), validation=part(chosen_on, "validation"))
 

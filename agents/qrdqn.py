@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 
@@ -25,7 +25,17 @@ from rlmix._files import save_tree
 from rlmix.agents.callbacks import BoardWriter, Progress, ProgressHook, Ranges, usage
 from rlmix.agents.checkpoint import borrowed_randomness, restore_randomness
 from rlmix.agents.export import policy_of
-from rlmix.agents.runs import PLACES, POLICY, card_of, checkpoint_path, identity_of, open_run
+from rlmix.agents.runs import (
+    PLACES,
+    POLICY,
+    card_of,
+    check_settings,
+    checkpoint_path,
+    identity_of,
+    note_settings,
+    open_run,
+    settings_of,
+)
 from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.sb3 import MixVecEnv
@@ -94,24 +104,12 @@ class QRDQNConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, lowest in _LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise ConfigError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"`seed` must be in [0, 2**32), got {self.seed}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"`learning_rate` must be above 0, got {self.learning_rate}.")
+        check_settings(self, _LOWEST)
         if not (0 < self.exploration <= 1 and 0 <= self.exploration_final <= 1):
             raise ConfigError(
                 "`exploration` must be in (0, 1] and `exploration_final` in [0, 1], got "
                 f"{self.exploration} and {self.exploration_final}."
             )
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"`hidden` must hold widths of at least 1, got {list(self.hidden)}.")
-
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration as JSON and YAML can hold it."""
-        return {**asdict(self), "hidden": list(self.hidden)}
 
 
 _LOWEST = {
@@ -161,9 +159,9 @@ def train_qrdqn(
     training = instance_set(config.instances, "train") if instances is None else instances
     watched = instance_set(config.instances, "validation") if validation is None else validation
     names, device, horizon = signals.names(actions), choose_device(config.device), training.horizon
-    identity = identity_of(config.settings(), _FREE, training, actions)
+    identity = identity_of(settings_of(config), _FREE, training, actions)
     require_contrib()
-    tree = open_run(config.out, config.settings(), identity, schema=SCHEMA, resume=resume)
+    tree = open_run(config.out, settings_of(config), identity, schema=SCHEMA, resume=resume)
     env = MixVecEnv(
         config.actors,
         instances=training,
@@ -179,7 +177,7 @@ def train_qrdqn(
     def exported(model: RowwiseQRDQN, statistics: Mapping[str, float]) -> LearnedPolicy:
         from rlmix.agents.qrdqn_model import mean_layers
 
-        card = card_of("QR-DQN", config.settings(), training, model.num_timesteps, statistics)
+        card = card_of("QR-DQN", settings_of(config), training, model.num_timesteps, statistics)
         layers = mean_layers(model)
         return policy_of(layers, None, ranges=ranges, names=names, catalogue=actions, horizon=horizon, card=card)
 
@@ -197,8 +195,7 @@ def train_qrdqn(
         model = learn(env, config, horizon=horizon, watch=watch, board=board, resumed=tree)
         policy = exported(model, last)
         save(Path(config.out) / POLICY, policy)
-        flat = {**config.settings(), "hidden": " ".join(map(str, config.hidden))}
-        board.hyperparameters(flat, {f"final/{name}": value for name, value in last.items()})
+        note_settings(board, settings_of(config), last)
     return policy
 
 

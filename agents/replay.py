@@ -20,15 +20,13 @@ from torch import Tensor
 
 from rlmix._files import write_text
 from rlmix.agents.agent import AbstractAgent, Feedback, first_allowed
-from rlmix.agents.jobs import Job, Progress, Split, run_block
+from rlmix.agents.jobs import Job, Progress, Split
 from rlmix.agents.ledger import Record, machine, short
 from rlmix.agents.report import Run
-from rlmix.envs.heldout import HeldOut
-from rlmix.envs.instances import InstanceSet
-from rlmix.envs.pool import Pool
+from rlmix.agents.runner import Block, Kept, Venue
 from rlmix.errors import CheckpointError, InputError
 from rlmix.ops import rng
-from rlmix.policy.codec import Catalogue
+from rlmix.policy.codec import Catalogue, codec_of
 
 _SCHEMA = "rlmix.trace/1"
 # What the random numbers of a static mixture are for.
@@ -174,16 +172,19 @@ def replay(
                 "policy whose catalogue was used."
             )
         blocks.setdefault(record.block, []).append(place)
-    pools: dict[tuple[int, bool], Pool] = {}
-    heldout = HeldOut(data_dir)
+    kept = Kept()
     found: list[Mismatch] = []
     done = 0
     for places in blocks.values():
         block = [records[place] for place in places]
-        kind = len(block[0].run.actions), block[0].variant != BLIND
-        if kind not in pools:
-            pools[kind] = _pool(block[0], *kind, catalogue, data_dir, device)
-        runs, chosen = _replayed(block, pools[kind], policy, heldout)
+        venue = Venue(
+            horizon=len(block[0].run.actions),
+            codec=codec_of(catalogue),
+            with_validation=block[0].variant != BLIND,
+            data_dir=None if data_dir is None else os.fspath(data_dir),
+            device=str(device),
+        )
+        runs, chosen = _replayed(block, kept, venue, policy)
         for place, record, run, now in zip(places, block, runs, chosen, strict=True):
             allowed = 0.0 if record.machine == machine(device) else tolerance
             off = max(abs(run.accuracy - record.run.accuracy), abs(run.score - record.run.score))
@@ -197,44 +198,19 @@ def replay(
     return found
 
 
-def _pool(
-    record: Record,
-    horizon: int,
-    with_validation: bool,
-    catalogue: Catalogue,
-    data_dir: str | os.PathLike[str] | None,
-    device: str | torch.device,
-) -> Pool:
-    return Pool(
-        InstanceSet("replay", (record.instance,), horizon),
-        seeds=[0],
-        catalogue=catalogue,
-        reward=None,
-        masks=False,
-        with_validation=with_validation,
-        data_dir=data_dir,
-        device=device,
-    )
-
-
 def _replayed(
-    block: Sequence[Record],
-    pool: Pool,
-    policy: tuple[str, AbstractAgent] | None,
-    heldout: HeldOut,
+    block: Sequence[Record], kept: Kept, venue: Venue, policy: tuple[str, AbstractAgent] | None
 ) -> tuple[list[Run], list[tuple[str, ...]]]:
     """Return the runs of a block, and what the policy would have chosen (the record, where it was not the policy)."""
-    agents, jobs = {}, []
+    agents, jobs, catalogue = {}, [], venue.codec.catalogue
     for number, record in enumerate(block):
         own = policy is not None and policy[0] == record.digest
-        trace = [pool.catalogue.index(entry) for entry in record.run.actions]
+        trace = [catalogue.index(entry) for entry in record.run.actions]
         agents[str(number)] = _Witness(trace, copy.deepcopy(policy[1]) if own and policy is not None else None)
         jobs.append(Job(record.instance, record.run.replicate, str(number), record.key))
     split: Split = "reward" if block[0].split == "reward" else "test"
-    runs = run_block(agents, jobs, pool, heldout=heldout, split=split)
-    chosen = [
-        tuple(pool.catalogue.names[entry] for entry in agents[str(number)].chosen) for number in range(len(block))
-    ]
+    runs = kept.run(Block(venue=venue, agents=agents, jobs=jobs, split=split))
+    chosen = [tuple(catalogue.names[entry] for entry in agents[str(number)].chosen) for number in range(len(block))]
     return runs, chosen
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import yaml
 from rlmix._files import load_tree, writable_folder, write_text
 from rlmix.agents.checkpoint import check_identity
 from rlmix.envs.instances import InstanceSet
-from rlmix.errors import CheckpointError, OutputError
+from rlmix.errors import CheckpointError, ConfigError, OutputError
+from rlmix.monitor.board import Board
 from rlmix.monitor.provenance import versions
 from rlmix.policy import signals
 from rlmix.policy.codec import AbstractCodec, Catalogue
@@ -22,6 +25,38 @@ POLICY = "policy"
 
 # Where the run's files lie, and among how many processes it is divided, says nothing about its policy.
 PLACES = frozenset({"out", "data_dir", "processes"})
+
+
+def check_settings(config: Any, lowest: Mapping[str, int]) -> None:
+    """Check what the configurations of all algorithms have in common.
+
+    Args:
+        config: a configuration.
+        lowest: the lowest value of whole numbers, by name.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+    for name, least in lowest.items():
+        if getattr(config, name) < least:
+            raise ConfigError(f"`{name}` must be at least {least}, got {getattr(config, name)}.")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"`seed` must be in [0, 2**32), got {config.seed}.")
+    if not 0 < config.learning_rate < math.inf:
+        raise ConfigError(f"`learning_rate` must be above 0, got {config.learning_rate}.")
+    if not config.hidden or min(config.hidden) < 1:
+        raise ConfigError(f"`hidden` must hold widths of at least 1, got {list(config.hidden)}.")
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Return a configuration as JSON and YAML hold it."""
+    return {**asdict(config), "hidden": list(config.hidden)}
+
+
+def note_settings(board: Board, settings: Mapping[str, Any], statistics: Mapping[str, float]) -> None:
+    """Write the settings and what came of them into TensorBoard's table of runs."""
+    flat = {**settings, "hidden": " ".join(map(str, settings["hidden"]))}
+    board.hyperparameters(flat, {f"final/{name}": value for name, value in statistics.items()})
 
 
 def identity_of(

@@ -141,13 +141,12 @@ def split(instance: Instance, source: Source) -> Split:
     Raises:
         DataError: the data set has too few images.
     """
-    chosen = class_numbers(instance, source.num_classes)
-    usable = chosen[source.labels] >= 0
+    labels = class_numbers(instance, source.num_classes)[source.labels]
+    usable = labels >= 0
     candidates = torch.arange(len(usable)) if bool(usable.all()) else usable.nonzero().squeeze(1)
     needed = instance.train_size + VALIDATION + REWARD
     order = candidates[rng.permutation(torch.tensor([instance.seed]), _SPLIT, len(candidates))[0]]
     reward, rest = order[:REWARD], order[REWARD:]
-    labels = chosen[source.labels]
     rest = _thinned(rest, labels[rest], instance)[: needed - REWARD]
     if len(rest) < needed - REWARD:
         raise DataError(

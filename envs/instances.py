@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, final
 
@@ -341,6 +341,11 @@ def instance_set(given: str | os.PathLike[str] | InstanceSet, part: Part = "trai
     if not Path(given).is_file():
         raise ConfigError(f"there is no instance set and no file `{given}`. {nearest(str(given), [DIGITS])}")
     return load_recipe(given).generate(part)
+
+
+def limited(instances: InstanceSet, limit: int | None) -> InstanceSet:
+    """Return the first instances of a set, at most `limit`; None for all."""
+    return instances if limit is None else replace(instances, instances=instances.instances[:limit])
 
 
 def check_horizon(instance: Instance, horizon: int) -> None:

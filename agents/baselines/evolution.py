@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +21,17 @@ from rlmix._files import save_tree
 from rlmix.agents.baselines.strategy import EvolutionStrategy, initial, layers_of, member_logits
 from rlmix.agents.callbacks import Progress, ProgressHook, Ranges, usage
 from rlmix.agents.export import policy_of
-from rlmix.agents.runs import PLACES, POLICY, card_of, checkpoint_path, identity_of, open_run
+from rlmix.agents.runs import (
+    PLACES,
+    POLICY,
+    card_of,
+    check_settings,
+    checkpoint_path,
+    identity_of,
+    note_settings,
+    open_run,
+    settings_of,
+)
 from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.pool import Pool
@@ -76,32 +86,21 @@ class ESConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, lowest in _LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise ConfigError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"`seed` must be in [0, 2**32), got {self.seed}.")
+        check_settings(self, _LOWEST)
         if self.actors % (2 * self.episodes):
             raise ConfigError(
                 f"`actors` must be a multiple of 2 x `episodes` = {2 * self.episodes}, since pairs share their "
                 f"episodes, got {self.actors}."
             )
-        for name in ("sigma", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        if not 0 < self.sigma < math.inf:
+            raise ConfigError(f"`sigma` must be above 0, got {self.sigma}.")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"`weight_decay` must be at least 0, got {self.weight_decay}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"`hidden` must hold widths of at least 1, got {list(self.hidden)}.")
 
     @property
     def pairs(self) -> int:
         """Antithetic pairs in a wave."""
         return self.actors // (2 * self.episodes)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the configuration as JSON and YAML can hold it."""
-        return {**asdict(self), "hidden": list(self.hidden)}
 
 
 _LOWEST = {"timesteps": 1, "actors": 2, "episodes": 1, "evaluate_every": 0}
@@ -159,8 +158,8 @@ def train_es(
     actions = catalogue(config.catalogue)
     training = instance_set(config.instances, "train") if instances is None else instances
     watched = instance_set(config.instances, "validation") if validation is None else validation
-    identity = identity_of(config.settings(), _FREE, training, actions)
-    tree = open_run(config.out, config.settings(), identity, schema=SCHEMA, resume=resume)
+    identity = identity_of(settings_of(config), _FREE, training, actions)
+    tree = open_run(config.out, settings_of(config), identity, schema=SCHEMA, resume=resume)
     device = choose_device(config.device)
     search = _Search(config, training, actions, device)
     if tree:
@@ -187,8 +186,7 @@ def train_es(
         statistics = look()
         policy = search.policy(statistics)
         save(Path(config.out) / POLICY, policy)
-        flat = {**config.settings(), "hidden": " ".join(map(str, config.hidden))}
-        board.hyperparameters(flat, {f"final/{name}": value for name, value in statistics.items()})
+        note_settings(board, settings_of(config), statistics)
     return policy
 
 
@@ -273,7 +271,7 @@ class _Search:
             names=self.names,
             catalogue=self.actions,
             horizon=self.horizon,
-            card=card_of("OpenAI-ES", self.config.settings(), self.training, self.timesteps, statistics),
+            card=card_of("OpenAI-ES", settings_of(self.config), self.training, self.timesteps, statistics),
         )
 
     def _told(self, progress: ProgressHook | None) -> ProgressHook:

@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rlmix.agents.replay import Mismatch
     from rlmix.agents.report import Report
     from rlmix.agents.results import LevelResult
-    from rlmix.envs.instances import InstanceSet
     from rlmix.policy.artifact import LearnedPolicy
 
 HELDOUT = "heldout"
@@ -323,11 +322,11 @@ def _evaluate_one(
     """Compare one policy on one set of instances."""
     from rlmix._files import writable_folder
     from rlmix.agents.comparison import compare
-    from rlmix.envs.instances import instance_set
+    from rlmix.envs.instances import instance_set, limited
 
     if out is not None:
         writable_folder(out)
-    heldout, chosen_on = (_limited(instance_set(recipe, part), limit) for part in ("heldout", "validation"))
+    heldout, chosen_on = (limited(instance_set(recipe, part), limit) for part in ("heldout", "validation"))
     return compare(
         learned, heldout, chosen_on,
         replicates=replicates, seed=seed, with_validation=with_validation, data_dir=data_dir, device=device,
@@ -452,10 +451,6 @@ def _recipe_of(policy: LearnedPolicy) -> str:
     """Return what the policy was trained on."""
     config = policy.card.get("config")
     return str(config.get("instances", DIGITS)) if isinstance(config, Mapping) else DIGITS
-
-
-def _limited(instances: InstanceSet, limit: int | None) -> InstanceSet:
-    return instances if limit is None else replace(instances, instances=instances.instances[:limit])
 
 
 def _watch(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -120,15 +120,10 @@ def table(
 
 
 def _part(recipe: str, part: str, limit: int | None) -> InstanceSet:
-    from rlmix.envs.instances import DIGITS, PARTS, digits_set, instance_set, load_recipe
-    from rlmix.errors import ConfigError, nearest
+    from rlmix.envs.instances import Part, instance_set, limited
 
-    known = next((one for one in PARTS if one == part), None)
-    if known is None:
-        raise ConfigError(f"there is no part `{part}`. {nearest(part, PARTS)}")
-    if limit is None:
-        return instance_set(recipe, known)
-    return digits_set(known, limit) if recipe == DIGITS else load_recipe(recipe).generate(known, limit)
+    # A recipe refuses what is no part of it.
+    return limited(instance_set(recipe, cast(Part, part)), limit)
 
 
 def _kinds(instances: Sequence[Instance]) -> dict[str, list[Instance]]:

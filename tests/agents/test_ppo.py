@@ -15,7 +15,7 @@ from rlmix._files import equal_trees, load_tree
 from rlmix.agents.callbacks import Progress, Ranges, Reporter
 from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, capture
 from rlmix.agents.ppo import PPOConfig, learn, total_timesteps
-from rlmix.agents.runs import CHECKPOINT, open_run
+from rlmix.agents.runs import CHECKPOINT, open_run, settings_of
 from rlmix.errors import CheckpointError, ConfigError
 from rlmix.monitor.board import Board
 from rlmix.ops import rng
@@ -88,7 +88,7 @@ def toy_config(out, **changes):
 def run(config, *, callbacks=(), resume=False, identity=None):
     ranges, env = Ranges.empty(len(NAMES)), ToyWaves(config.actors)
     identity = identity or {"seed": config.seed}
-    tree = open_run(config.out, config.settings(), identity, schema=SCHEMA, resume=resume)
+    tree = open_run(config.out, settings_of(config), identity, schema=SCHEMA, resume=resume)
     env.wave = tree.get("timesteps", 0) // (config.actors * HORIZON)
     with borrowed_randomness(), Board(config.out) as board:
         model = learn(
