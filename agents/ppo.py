@@ -8,7 +8,7 @@ its only reward comes at its end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,8 @@ class PPOConfig:
         data_dir: folder of data sets that have to lie on disk.
         processes: how many the trainings are divided among; the policy is the same for any number.
         learning_rate: step size of Adam.
+        final_learning_rate: what it falls to, evenly, over `timesteps`, which then belong to what a resumed run must
+            keep; None keeps it as it is.
         batch_size: decisions in a minibatch; must divide actors x horizon, unless a wave has fewer.
         epochs: passes over a wave's decisions.
         entropy: weight of the entropy bonus.
@@ -91,6 +93,7 @@ class PPOConfig:
     data_dir: str | None = None
     processes: int = 1
     learning_rate: float = 1e-3
+    final_learning_rate: float | None = None
     batch_size: int = 128
     epochs: int = 8
     entropy: float = 0.01
@@ -107,6 +110,11 @@ class PPOConfig:
             raise ConfigError(
                 "`clip` must be in (0, 1), `gae_lambda` in [0, 1] and `entropy` at least 0, got "
                 f"{self.clip}, {self.gae_lambda} and {self.entropy}."
+            )
+        if self.final_learning_rate is not None and not 0 < self.final_learning_rate <= self.learning_rate:
+            raise ConfigError(
+                f"`final_learning_rate` must be in (0, {self.learning_rate}], `learning_rate`, got "
+                f"{self.final_learning_rate}. None keeps the rate as it is."
             )
         if self.forks and self.processes > 1:
             raise ConfigError(
@@ -157,7 +165,8 @@ def train_ppo(
     training = instance_set(config.instances, "train") if instances is None else instances
     watched = instance_set(config.instances, "validation") if validation is None else validation
     names, device, horizon = signals.names(actions.catalogue), choose_device(config.device), training.horizon
-    identity = identity_of(settings_of(config), _FREE, training, actions)
+    free = _FREE if config.final_learning_rate is None else _FREE - {"timesteps"}
+    identity = identity_of(settings_of(config), free, training, actions)
     tree = open_run(config.out, settings_of(config), identity, schema=SCHEMA, resume=resume)
     env = MixVecEnv(
         config.actors,
@@ -257,6 +266,13 @@ def total_timesteps(config: PPOConfig, horizon: int) -> int:
     return -(-config.timesteps // wave) * wave
 
 
+def _rate(config: PPOConfig) -> Callable[[float], float]:
+    """Return the step size of Adam for the share of the run that remains, from 1 to 0."""
+    first = config.learning_rate
+    last = first if config.final_learning_rate is None else config.final_learning_rate
+    return lambda remaining: last + (first - last) * remaining
+
+
 def _model(env: VecEnv, config: PPOConfig, horizon: int, codec: AbstractCodec | None) -> PPO:
     wave = config.actors * horizon
     batch = min(config.batch_size, wave)
@@ -270,7 +286,7 @@ def _model(env: VecEnv, config: PPOConfig, horizon: int, codec: AbstractCodec | 
     return PPO(
         HybridPolicy if hybrid else "MlpPolicy",
         env,
-        learning_rate=config.learning_rate,
+        learning_rate=_rate(config),
         n_steps=horizon,
         batch_size=batch,
         n_epochs=config.epochs,

@@ -136,9 +136,7 @@ def _announce(console: Console, amounts: Amounts, entries: int, folder: Path) ->
     )
 
 
-def _run(
-    console: Console, amounts: Amounts, folder: Path, seed: int, catalogue: str
-) -> tuple[LearnedPolicy, Report]:
+def _run(console: Console, amounts: Amounts, folder: Path, seed: int, catalogue: str) -> tuple[LearnedPolicy, Report]:
     """Train the agent beside the baselines; return the policy and the report on held-out instances."""
     import multiprocessing
     from dataclasses import replace
@@ -309,9 +307,7 @@ def _deploy(
     )
 
 
-def _result(
-    compared: Report, amounts: Amounts, seed: int, catalogue: str, seconds: float
-) -> dict[str, Any]:
+def _result(compared: Report, amounts: Amounts, seed: int, catalogue: str, seconds: float) -> dict[str, Any]:
     """Return everything that was measured as a JSON document."""
     from rlmix.monitor import provenance
 

@@ -49,7 +49,8 @@ def _key(name: str, text: str) -> Any:
 
 def train(
     data: Annotated[
-        str | None, _key("data", "A data set (digits, shapes, fashion-mnist, cifar10, cifar100) or a folder of images.")
+        str | None,
+        _key("data", "A data set (digits, shapes, letters, fashion-mnist, cifar10, cifar100) or a folder of images."),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     image_size: Annotated[int | None, _key("image_size", "Side to which a folder's images are brought.")] = None,

@@ -52,7 +52,9 @@ class SmoothMix(AbstractMethod):
     """
 
     name: ClassVar[str] = "smoothmix"
-    source: ClassVar[str] = "Lee et al. 2020 (CVPR Workshops) in OpenMixup's form, https://github.com/Westlake-AI/openmixup"
+    source: ClassVar[str] = (
+        "Lee et al. 2020 (CVPR Workshops) in OpenMixup's form, https://github.com/Westlake-AI/openmixup"
+    )
 
     low: float | Tensor = 0.25
     high: float | Tensor = 0.5

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlmix.errors import DataError, UnknownNameError, nearest
 from rlmix.ops import rng
-from rlmix.training import shapes
+from rlmix.training import letters, shapes
 
 ENVIRONMENT_VARIABLE = "RLMIX_DATA"
 DEFAULT_FOLDER = "data"
@@ -146,6 +146,12 @@ def _shapes(root: Path) -> Arrays:
     return _arrays("shapes", (images[:count], images[count:]), (labels[:count], labels[count:]), shapes.CLASSES)
 
 
+def _letters(root: Path) -> Arrays:
+    images, labels = letters.letters()
+    count = letters.TRAIN
+    return _arrays("letters", (images[:count], images[count:]), (labels[:count], labels[count:]), letters.CLASSES)
+
+
 def _fashion_mnist(root: Path) -> Arrays:
     from torchvision.datasets import FashionMNIST
 
@@ -268,6 +274,7 @@ def _decoded(files: Sequence[Path], side: int) -> Tensor:
 DATASETS: dict[str, Callable[[Path], Arrays]] = {
     "digits": _digits,
     "shapes": _shapes,
+    "letters": _letters,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,

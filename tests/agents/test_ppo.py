@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlmix._files import equal_trees, load_tree
 from rlmix.agents.callbacks import Progress, Ranges, Reporter
 from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, capture
-from rlmix.agents.ppo import PPOConfig, learn, total_timesteps
+from rlmix.agents.ppo import PPOConfig, learn, total_timesteps, train_ppo
 from rlmix.agents.runs import CHECKPOINT, open_run, settings_of
+from rlmix.envs import digits_set
 from rlmix.errors import CheckpointError, ConfigError
 from rlmix.monitor.board import Board
 from rlmix.ops import rng
@@ -127,11 +129,11 @@ def interrupt_after(decisions):
     return Reporter(hook, 0)
 
 
-@pytest.mark.parametrize("step", [1, 2])
-def test_resumed_run_ends_with_the_same_bits_as_one_in_one_go(tmp_path, step):
+@pytest.mark.parametrize(("step", "changes"), [(1, {}), (2, {}), (1, {"final_learning_rate": 1e-3})])
+def test_resumed_run_ends_with_the_same_bits_as_one_in_one_go(tmp_path, step, changes):
     """Whatever the checkpoint forgets (a random state, Adam's moments, the wave) shows in the final bits."""
-    _, straight = run(toy_config(tmp_path / "straight"))
-    config = toy_config(tmp_path / "broken")
+    _, straight = run(toy_config(tmp_path / "straight", **changes))
+    config = toy_config(tmp_path / "broken", **changes)
     with pytest.raises(KeyboardInterrupt):
         run(config, callbacks=[interrupt_after(32 * HORIZON * 2 + 32 * step)])
     assert load_tree(tmp_path / "broken" / CHECKPOINT)["timesteps"] == 32 * HORIZON * 2
@@ -150,6 +152,31 @@ def test_resuming_a_finished_run_changes_nothing_and_a_longer_one_goes_on(tmp_pa
     _, longer = run(toy_config(tmp_path / "a"), resume=True)
     _, straight = run(toy_config(tmp_path / "b"))
     assert equal_trees(longer, straight)
+
+
+def test_the_step_size_falls_evenly_to_its_last_value(tmp_path):
+    """Of n updates the first uses the share (n - 1) / n of the way that remains, the last none of it."""
+    rates = []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_start(self):
+            rates.append(self.model.policy.optimizer.param_groups[0]["lr"])
+
+    model, _ = run(toy_config(tmp_path, final_learning_rate=1e-3), callbacks=[Watch()])
+    rates.append(model.policy.optimizer.param_groups[0]["lr"])
+    assert rates[1:] == pytest.approx([1e-3 + 2e-3 * share for share in (0.75, 0.5, 0.25, 0.0)])
+
+
+def test_a_run_whose_step_size_falls_cannot_be_made_longer(tmp_path):
+    """Its first part would have had other step sizes in a run that long from the beginning."""
+    config = {"actors": 2, "batch_size": 16, "evaluate_every": 0, "catalogue": "cheap", "out": str(tmp_path)}
+    sets = {"instances": digits_set("train", 1), "validation": digits_set("validation", 1)}
+    train_ppo(PPOConfig(timesteps=16, final_learning_rate=1e-4, **config), **sets)
+    with pytest.raises(CheckpointError, match=r"`timesteps` was 16 and is now 32"):
+        train_ppo(PPOConfig(timesteps=32, final_learning_rate=1e-4, **config), **sets, resume=True)
 
 
 def test_resume_refuses_another_run_and_says_what_changed(tmp_path):
@@ -216,6 +243,7 @@ def test_ranges_hold_the_lowest_and_highest_of_all_waves():
         ({"timesteps": 0}, "`timesteps` must be at least 1, got 0"),
         ({"seed": -1}, r"`seed` must be in \[0, 2\*\*32\), got -1"),
         ({"learning_rate": float("nan")}, "`learning_rate` must be above 0, got nan"),
+        ({"final_learning_rate": 0.0}, r"`final_learning_rate` must be in \(0, 0.001\]"),
         ({"clip": 1.0}, r"`clip` must be in \(0, 1\)"),
         ({"hidden": ()}, r"`hidden` must hold widths of at least 1, got \[\]"),
     ],
