@@ -25,6 +25,7 @@ from rlmix.ops import rng
 from rlmix.policy._reader import Reader
 from rlmix.policy.codec import AbstractCodec, Catalogue, DiscreteCodec, drawn
 from rlmix.policy.decision import Decision
+from rlmix.policy.limits import limits_of
 from rlmix.policy.network import Layers, PolicyNetwork, sizes
 from rlmix.policy.parametric import codec_from_json
 from rlmix.policy.signals import OBSERVATION
@@ -33,9 +34,12 @@ SCHEMA = "rlmix.policy/1"
 """Of policies that choose from a catalogue."""
 SCHEMA_ACTIONS = "rlmix.policy/2"
 """Of policies with other actions: `actions` stands in the place of `catalogue`."""
+DEFAULT = "default"
+"""Name of the policy that comes with this package."""
 DOCUMENT = "policy.json"
 TENSORS = "policy.safetensors"
 
+_SHIPPED = Path(__file__).parent / "shipped"
 # What exploration draws its random numbers for.
 _EXPLORATION = 100
 # Far above any policy, far below what exhausts a machine.
@@ -192,11 +196,14 @@ def save(path: str | os.PathLike[str], policy: LearnedPolicy) -> None:
 def load(path: str | os.PathLike[str]) -> LearnedPolicy:
     """Read a policy directory; nothing is unpickled and no code is run.
 
+    Args:
+        path: the directory, or "default" for the policy of this package.
+
     Raises:
         PolicyError: a file is missing, damaged or of another kind, the files contradict each other, or the catalogue
             names a method or parameter that this version does not have.
     """
-    folder = Path(path)
+    folder = _SHIPPED if path == DEFAULT else Path(path)
     document = Reader(folder / DOCUMENT, _parse(folder / DOCUMENT))
     try:
         return _policy(document, folder)
@@ -283,7 +290,7 @@ def _policy(document: Reader, folder: Path) -> LearnedPolicy:
     if not isinstance(card.value, dict):
         raise card.fail("an object")
     codec = None if schema == SCHEMA else codec_from_json(meant.value)
-    return LearnedPolicy(
+    policy = LearnedPolicy(
         network=_network(architecture, tensors, folder),
         observation_names=tuple(name.text() for name, _, _ in named),
         low=torch.tensor([low.number() for _, low, _ in named]),
@@ -293,6 +300,8 @@ def _policy(document: Reader, folder: Path) -> LearnedPolicy:
         card=card.value,
         codec=codec,
     )
+    limits_of(policy.card, policy.catalogue)
+    return policy
 
 
 def _catalogue(document: Reader) -> Catalogue:

@@ -44,17 +44,21 @@ class CloseReport:
         decisions: decisions that were taken.
         outside: at how many decisions an observation entry was outside the range that the policy was trained on (and
             was clipped to it); entries that never were are left out.
+        fallback: the entry that took the policy's place, in a training outside the limits of its card; None otherwise.
     """
 
     steps: int
     total_steps: int
     decisions: int
     outside: Mapping[str, int]
+    fallback: str | None
 
     @property
     def text(self) -> str:
         """The report as a sentence or two."""
         text = f"mixed {self.steps} of {self.total_steps} steps with {self.decisions} decisions"
+        if self.fallback is not None:
+            text = f"{text}, all of them `{self.fallback}` since the policy is outside its limits"
         if not self.outside:
             return f"{text}."
         entries = ", ".join(f"{name} {count}x" for name, count in self.outside.items())
@@ -70,7 +74,8 @@ class MixController:
     waits for the device.
 
     Args:
-        source: a policy directory, a Decision, a method or its name, or a `rlmix.policy.sources.Schedule`.
+        source: a policy directory, "default" for the policy of this package, a Decision, a method or its name, or a
+            `rlmix.policy.sources.Schedule`.
         num_classes: C of the targets.
         total_steps: calls in the whole training; after them the last decision stays.
         seed: in [0, 2**63); equal seeds mix equally.
@@ -87,6 +92,8 @@ class MixController:
         label_smoothing: in [0, 1]; this much of each target row is spread evenly over the classes. For class numbers
             only.
         check: whether labels and images are read to check their values; None does so on the CPU only.
+        limits: whether a policy leaves a training outside the limits that its card sets to the entry that the card
+            names as the safest; that is said once, by the logger `rlmix`.
 
     Raises:
         InputError: an argument of a wrong form.
@@ -118,6 +125,7 @@ class MixController:
         refresh_every: int | None = None,
         label_smoothing: float = 0.0,
         check: bool | None = None,
+        limits: bool = True,
     ) -> None:
         _check_whole("num_classes", num_classes, 1)
         _check_whole("total_steps", total_steps, 1)
@@ -153,7 +161,7 @@ class MixController:
             validation=validation,
             check=check,
         )
-        self._seed, self._explore = seed, explore
+        self._seed, self._explore, self._limits = seed, explore, limits
         self._source = resolve(source)
         self._points = self._source.points(total_steps)
         self._observer = self._source.observer(self._training)
@@ -163,11 +171,14 @@ class MixController:
         self._method = self._source.methods[0]
         self._seen: tuple[Tensor | None, Tensor] | None = None
         self._log: list[tuple[int, Decision]] = []
+        self._fallback: int | None = None
         self._closed = False
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments: Any) -> MixController:
-        """Return a controller for the policy directory at `path`; `arguments` are the constructor's.
+        """Return a controller for the policy directory at `path`, or "default" for the policy of this package.
+
+        `arguments` are the constructor's.
 
         Raises:
             PolicyError: the directory is missing or damaged.
@@ -271,6 +282,7 @@ class MixController:
             "number": self._number,
             "begun": self._begun,
             "entry": self._entry,
+            "fallback": self._fallback,
             "seen": self._seen,
             "decisions": [(step, json.dumps(decision.to_json())) for step, decision in self._log],
             "observer": self._observer.state(),
@@ -304,6 +316,7 @@ class MixController:
             self._seen = None if state["seen"] is None else tuple(state["seen"])
             self._step, self._number = int(state["step"]), int(state["number"])
             self._begun, self._entry, self._log = int(state["begun"]), int(state["entry"]), log
+            self._fallback = state["fallback"]
             self._method = self._built(log[-1][1]) if log else self._source.methods[0]
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
@@ -317,6 +330,7 @@ class MixController:
             total_steps=self._training.total_steps,
             decisions=len(self._log),
             outside=self._observer.outside,
+            fallback=None if self._fallback is None else self._source.names[self._fallback],
         )
         if not self._closed:
             _LOGGER.info("%s", report.text)
@@ -333,7 +347,11 @@ class MixController:
         allowed = self._plain if without else self._allowed
         observation = self._observer.look(model, self._step)
         explore = Streams([rng.derive(self._seed, _EXPLORATION, number)]) if self._explore else None
-        entry = self._source.choose(number, observation, allowed, explore)
+        if not self._log and self._limits:
+            self._fall_back(allowed)
+        entry = self._fallback
+        if entry is None:
+            entry = self._source.choose(number, observation, allowed, explore)
         if not bool(allowed[entry]):
             raise self._refusal(entry, allowed)
         decision = self._source.decision(entry, observation, explore)
@@ -341,6 +359,19 @@ class MixController:
         self._method = self._built(decision)
         self._log.append((self._step, decision))
         self._observer.record(entry, self._end() - self._step)
+
+    def _fall_back(self, allowed: Tensor) -> None:
+        """Keep to the safest entry from here on, if the policy should not decide for this training."""
+        found = self._source.outside(self._observer.facts)
+        if found is None or not bool(allowed[found[0]]):
+            return
+        self._fallback, why = found
+        _LOGGER.warning(
+            "this training is outside the limits of the policy's card, so `%s` is used throughout: %s. "
+            "MixController(..., limits=False) lets the policy decide all the same.",
+            self._source.names[self._fallback],
+            why,
+        )
 
     def _built(self, decision: Decision) -> AbstractMethod:
         """Return the method of the Decision that the current entry came to."""

@@ -14,6 +14,7 @@ from rlmix._mix import check_batch
 from rlmix.errors import InputError
 from rlmix.ops.modules import unwrap
 from rlmix.policy.artifact import LearnedPolicy
+from rlmix.policy.limits import Facts, facts_of
 from rlmix.policy.probe import PROBE_EXAMPLES, RecentBatches, forward
 from rlmix.policy.signals import Context, History, Predictions, names, signals
 
@@ -62,6 +63,11 @@ class AbstractObserver(ABC):
 
     @property
     @abstractmethod
+    def facts(self) -> Facts:
+        """What was known of the training when it was last looked at; empty before."""
+
+    @property
+    @abstractmethod
     def outside(self) -> Mapping[str, int]:
         """How many observations were outside the range of training, by entry; entries with 0 are left out."""
 
@@ -90,6 +96,11 @@ class Blind(AbstractObserver):
 
     def record(self, entry: int, steps: int) -> None:
         """Do nothing."""
+
+    @property
+    def facts(self) -> Facts:
+        """Nothing is known."""
+        return {}
 
     @property
     def outside(self) -> Mapping[str, int]:
@@ -127,6 +138,7 @@ class Observer(AbstractObserver):
         self._history = History.initial(1, policy.catalogue)
         self._batch_size = 0
         self._size = (0, 0)
+        self._facts: Facts = {}
 
     def see(self, images: Tensor, labels: Tensor, steps_left: int) -> None:
         """Note the batch's form, and keep a copy if the next decision will look at it."""
@@ -166,6 +178,7 @@ class Observer(AbstractObserver):
             width=self._size[1],
             num_params=None if model is None else sum(part.numel() for part in unwrap(model).parameters()),
         )
+        self._facts = facts_of(context)
         catalogue = self._policy.catalogue
         row = signals(context, self._history, step, probe=probe, val=val, catalogue=catalogue)[0].cpu()
         observation = row[self._columns]
@@ -175,6 +188,11 @@ class Observer(AbstractObserver):
     def record(self, entry: int, steps: int) -> None:
         """Note the entry in the history."""
         self._history.record(torch.full_like(self._history.last, entry), steps)
+
+    @property
+    def facts(self) -> Facts:
+        """What was known of the training when it was last looked at; empty before."""
+        return self._facts
 
     @property
     def outside(self) -> Mapping[str, int]:

@@ -16,8 +16,9 @@ from rlmix.errors import InputError, UnknownNameError, nearest
 from rlmix.methods import registry
 from rlmix.methods.method import AbstractMethod
 from rlmix.ops.rng import Streams
-from rlmix.policy.artifact import LearnedPolicy, load
+from rlmix.policy.artifact import DEFAULT, LearnedPolicy, load
 from rlmix.policy.decision import Decision
+from rlmix.policy.limits import Facts, limits_of
 from rlmix.policy.observer import AbstractObserver, Blind, Observer, Training
 
 
@@ -67,6 +68,10 @@ class AbstractSource(ABC):
     def probabilities(self, observation: Tensor | None, allowed: Tensor) -> Tensor | None:
         """Return how probable each entry was, float32 [E], or None where nothing was weighed."""
 
+    @abstractmethod
+    def outside(self, facts: Facts) -> tuple[int, str] | None:
+        """Return which entry to keep to in a training that it should not decide for, and why; None if it should."""
+
 
 @final
 class Fixed(AbstractSource):
@@ -101,6 +106,10 @@ class Fixed(AbstractSource):
         return self.decisions[entry]
 
     def probabilities(self, observation: Tensor | None, allowed: Tensor) -> Tensor | None:
+        """Return None."""
+        return None
+
+    def outside(self, facts: Facts) -> tuple[int, str] | None:
         """Return None."""
         return None
 
@@ -154,6 +163,10 @@ class Schedule(AbstractSource):
         """Return None."""
         return None
 
+    def outside(self, facts: Facts) -> tuple[int, str] | None:
+        """Return None."""
+        return None
+
 
 @final
 class Learned(AbstractSource):
@@ -167,6 +180,7 @@ class Learned(AbstractSource):
         self.policy = policy
         self.names, self.decisions = policy.catalogue.names, policy.catalogue.decisions
         self.methods = tuple(decision.build() for decision in self.decisions)
+        self._limits = limits_of(policy.card, policy.catalogue)
 
     def points(self, total_steps: int) -> tuple[int, ...]:
         """Return floor(j T / H) for the policy's horizon H."""
@@ -192,13 +206,21 @@ class Learned(AbstractSource):
         """Return the policy's probabilities."""
         return self.policy.probabilities(_seen(observation), allowed)
 
+    def outside(self, facts: Facts) -> tuple[int, str] | None:
+        """Return the entry that the policy's card falls back to outside its limits."""
+        broken = () if self._limits is None else self._limits.broken(facts)
+        if self._limits is None or not broken:
+            return None
+        return self.names.index(self._limits.otherwise), "; ".join(broken)
+
 
 @functools.singledispatch
 def source(given: Any) -> AbstractSource:
     """Return who decides, of whatever a user may give.
 
     Args:
-        given: a source, a learned policy or the path of its directory, a Decision, a method or a method's name.
+        given: a source, a learned policy or the path of its directory ("default" for the one of this package), a
+            Decision, a method or a method's name.
 
     Raises:
         InputError: something else.
@@ -226,11 +248,10 @@ def _(given: os.PathLike) -> AbstractSource:  # type: ignore[type-arg]  # a gene
 def _(given: str) -> AbstractSource:
     if given in registry.names():
         return Fixed(given)
-    if Path(given).exists() or os.sep in given:
+    if given == DEFAULT or Path(given).exists() or os.sep in given:
         return Learned(load(given))
-    raise UnknownNameError(
-        f"`{given}` is neither a mix method nor an existing policy directory. {nearest(given, registry.names())}"
-    )
+    found = nearest(given, [*registry.names(), DEFAULT])
+    raise UnknownNameError(f"`{given}` is neither a mix method nor an existing policy directory. {found}")
 
 
 def _decided(method: Decision | AbstractMethod | str) -> tuple[Decision, AbstractMethod]:
