@@ -15,12 +15,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, final
 
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
+from rlmix.agents import head_start
 from rlmix.agents.callbacks import BoardWriter, Curves, Evaluations, Keeper, ProgressHook, Ranges, Reporter
 from rlmix.agents.checkpoint import SCHEMA, borrowed_randomness, restore
 from rlmix.agents.export import export
@@ -38,8 +40,10 @@ from rlmix.agents.runs import (
 )
 from rlmix.agents.validation import CollapseAlarm, Validation, draw_entries
 from rlmix.agents.vine import Vine
+from rlmix.envs.block import Library
 from rlmix.envs.instances import InstanceSet, instance_set
 from rlmix.envs.pool import Pool
+from rlmix.envs.reference import References
 from rlmix.envs.sb3 import MixVecEnv
 from rlmix.errors import ConfigError
 from rlmix.monitor.board import Board
@@ -77,6 +81,9 @@ class PPOConfig:
         clip: largest change of a probability ratio that is rewarded, in (0, 1).
         gae_lambda: decay of the advantage estimate, in [0, 1].
         hidden: widths of the hidden layers of actor and critic.
+        head_start: how often each training instance is trained to see what observations are like, so that the policy
+            can be fitted to the reference table of all entries before it tries any (`rlmix.agents.head_start`); 0 for
+            no head start. The table is computed once for an instance set: 2 E trainings of each instance.
         forks: K, to take advantages from K forks of each training at each decision instead of the critic (`Vine`),
             which costs K (H + 1) / 2 times the trainings' steps on top; 0 for the critic.
         evaluate_every: waves between two evaluations on validation instances; 0 evaluates at the end only.
@@ -100,6 +107,7 @@ class PPOConfig:
     clip: float = 0.2
     gae_lambda: float = 0.97
     hidden: tuple[int, ...] = (64, 64)
+    head_start: int = 0
     forks: int = 0
     evaluate_every: int = 8
 
@@ -116,6 +124,11 @@ class PPOConfig:
                 f"`final_learning_rate` must be in (0, {self.learning_rate}], `learning_rate`, got "
                 f"{self.final_learning_rate}. None keeps the rate as it is."
             )
+        if self.head_start and self.action != "discrete":
+            raise ConfigError(
+                f"`head_start` is from the table of a catalogue's entries, got {self.head_start} with action "
+                f'"{self.action}". Set it to 0, or `action` to "discrete".'
+            )
         if self.forks and self.processes > 1:
             raise ConfigError(
                 f"`forks` are made within one process, got {self.forks} with {self.processes} `processes`. Set one of "
@@ -123,7 +136,10 @@ class PPOConfig:
             )
 
 
-_LOWEST = {"timesteps": 1, "actors": 2, "processes": 1, "batch_size": 2, "epochs": 1, "forks": 0, "evaluate_every": 0}
+_LOWEST = {
+    "timesteps": 1, "actors": 2, "processes": 1, "batch_size": 2, "epochs": 1, "head_start": 0, "forks": 0,
+    "evaluate_every": 0,
+}  # fmt: skip
 # How long the run goes on and how often it is looked at do not change its course.
 _FREE = PLACES | {"timesteps", "evaluate_every"}
 
@@ -199,6 +215,15 @@ def train_ppo(
             alarm(model.num_timesteps, found)
             return found
 
+        def lead(model: PPO) -> None:
+            library = Library(actions.catalogue, config.data_dir, device)
+            table = References(training, library, None, config.processes).table()
+            gained = dict(zip(table.instances, head_start.gains(table, actions.catalogue), strict=True))
+            observations, ids = head_start.rollouts(
+                env.pool, training, passes=config.head_start, seed=config.seed, ranges=ranges
+            )
+            head_start.fit(model.policy, observations, torch.stack([gained[name] for name in ids]), seed=config.seed)
+
         looks = Evaluations(config.evaluate_every, look)
         vines = [Vine(env.pool, config.forks)] if config.forks and isinstance(env.pool, Pool) else []
         hooks = [] if progress is None else [Reporter(progress, total_timesteps(config, horizon))]
@@ -212,6 +237,7 @@ def train_ppo(
             callbacks=[*vines, curves, looks, *hooks],
             resumed=tree,
             codec=actions,
+            begin=lead if config.head_start else None,
         )
         policy = exported(model, looks.last)
         save(Path(config.out) / POLICY, policy)
@@ -230,6 +256,7 @@ def learn(
     callbacks: Sequence[BaseCallback] = (),
     resumed: Mapping[str, Any] = MappingProxyType({}),
     codec: AbstractCodec | None = None,
+    begin: Callable[[PPO], None] | None = None,
 ) -> PPO:
     """Run PPO on `env` for `config.timesteps` decisions, with a checkpoint before each wave and after the last.
 
@@ -245,6 +272,7 @@ def learn(
         callbacks: called at every event, after the checkpoint is written.
         resumed: what `open_run` returned.
         codec: what the actions of `env` mean; needed for hybrid ones.
+        begin: called before anything else, but for a resumed run.
 
     Raises:
         CheckpointError: the checkpoint does not fit.
@@ -254,6 +282,8 @@ def learn(
     if resumed:
         restore(model, resumed)
         ranges.low, ranges.high = resumed["ranges"]["low"], resumed["ranges"]["high"]
+    elif begin is not None:
+        begin(model)
     model.set_logger(Logger(folder=None, output_formats=[BoardWriter(board)]))
     keeper = Keeper(checkpoint_path(config.out), identity, ranges, resumed)
     remaining = max(0, total_timesteps(config, horizon) - model.num_timesteps)
