@@ -36,6 +36,9 @@ from rlmix.agents.qrdqn import train_qrdqn as train_qrdqn
 from rlmix.agents.report import Report as Report
 from rlmix.agents.report import best_fixed as best_fixed
 from rlmix.agents.report import best_fixed_per_budget as best_fixed_per_budget
+from rlmix.agents.rl_mix import RLMixConfig as RLMixConfig
+from rlmix.agents.rl_mix import RLMixResult as RLMixResult
+from rlmix.agents.rl_mix import train_rlmix as train_rlmix
 
 __all__ = [
     "AbstractAgent",
@@ -49,6 +52,8 @@ __all__ = [
     "PBTConfig",
     "PPOConfig",
     "QRDQNConfig",
+    "RLMixConfig",
+    "RLMixResult",
     "RandomHold",
     "Report",
     "ScheduleAgent",
@@ -64,6 +69,7 @@ __all__ = [
     "train_es",
     "train_ppo",
     "train_qrdqn",
+    "train_rlmix",
     "uniform_entry",
     "warm_up",
 ]

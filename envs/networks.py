@@ -109,7 +109,7 @@ class Stack:
 
         Args:
             images: [r, B, C, H, W].
-            labels: int64 [r, B].
+            labels: int64 [r, B], or targets float32 [r, B, classes].
             rows: int64 [r].
         """
         parameters = {name: value.detach()[rows] for name, value in self.parameters.items()}
@@ -117,7 +117,7 @@ class Stack:
         pixels = images.detach().requires_grad_()
         with torch.enable_grad():
             logits = self._forward(parameters, buffers, pixels, training=True).float()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(0, 1), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, pixels)
         return gradient.square().mean(2).sqrt()
 
