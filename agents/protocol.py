@@ -49,6 +49,7 @@ from rlmix.training.config import load_config
 RUNS = "runs.csv"
 COSTS = "costs.json"
 CATALOGUE = "catalogue.json"
+LEVELS = "levels.json"
 
 # How the costs of the entries are measured: trainings side by side, steps to a decision, and how often each is timed.
 _TIMED_SLOTS = 16
@@ -87,6 +88,14 @@ class Level:
                 f"{self.heldout.horizon} and {self.validation.horizon}."
             )
 
+    def document(self) -> dict[str, Any]:
+        """Return the level with all its instances, as JSON takes it; `read_levels` reads it."""
+        parts = {
+            name: {"name": part.name, "instances": [instance.document() for instance in part.instances]}
+            for name, part in (("heldout", self.heldout), ("validation", self.validation))
+        }
+        return {"name": self.name, "horizon": self.heldout.horizon, **parts}
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +121,21 @@ class LevelFile:
     """What a file of levels holds."""
 
     levels: tuple[LevelSource, ...]
+
+
+def read_levels(path: str | os.PathLike[str]) -> tuple[Level, ...]:
+    """Return the levels that stand beside a file of runs.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return tuple(_level_from(document) for document in json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise CheckpointError(
+            f"`{path}`, the instances of the study's levels, cannot be read ({error}). It is written by "
+            "`rlmix agent evaluate ... --resume`, which trains nothing again."
+        ) from error
 
 
 def load_levels(path: str | os.PathLike[str]) -> tuple[Level, ...]:
@@ -223,10 +247,34 @@ def evaluate_levels(
         raise InputError("there is no level. Give one or more instance sets to compare on.")
     ledger = Ledger(Path(out) / RUNS, resume=resume)
     _keep_catalogue(Path(out) / CATALOGUE, protocol.catalogue)
+    write_text(Path(out) / LEVELS, json.dumps([level.document() for level in levels], indent=1) + "\n")
     with Runner(processes) as runner:
         study = _Study(teams, protocol, ledger, Path(out) / COSTS, data_dir, device, runner)
         study.count(levels, progress)
         return tuple(study.evaluate(level) for level in levels)
+
+
+def recorded_levels(
+    agents: Mapping[str, Sequence[AbstractAgent]],
+    levels: Sequence[Level],
+    protocol: Protocol,
+    *,
+    out: str | os.PathLike[str],
+) -> tuple[LevelResult, ...]:
+    """Return what `evaluate_levels` returned in the folder `out`; nothing is trained.
+
+    Args:
+        agents: as they were given to `evaluate_levels`, or some of them.
+        levels: as they were given.
+        protocol: as it was given.
+        out: folder of the study.
+
+    Raises:
+        CheckpointError: a run is not recorded, or the files are damaged.
+    """
+    teams, ledger = _teams(agents, protocol.catalogue), Ledger(Path(out) / RUNS, resume=True)
+    study = _Study(teams, protocol, ledger, Path(out) / COSTS, None, "cpu", None)
+    return tuple(study.evaluate(level) for level in levels)
 
 
 def digest_of_agent(agent: AbstractAgent) -> str:
@@ -313,10 +361,10 @@ class _Study:
         costs_path: Path,
         data_dir: str | os.PathLike[str] | None,
         device: str | torch.device,
-        runner: Runner,
+        runner: Runner | None,
     ) -> None:
         self.teams, self.protocol, self.ledger, self.costs_path = teams, protocol, ledger, costs_path
-        self.data_dir, self.device, self.runner = data_dir, device, runner
+        self.data_dir, self.device, self._runner = data_dir, device, runner
         self.progress = _Count()
         self.codec = codec_of(protocol.catalogue)
         self.costs = _read_costs(costs_path)
@@ -332,6 +380,20 @@ class _Study:
                 f"`{others[0]}` chooses from other actions than the protocol's catalogue, so what it does can neither "
                 "be replayed nor priced. Give ablations=False and equal_time=False (--no-ablations --equal-steps)."
             )
+
+    @property
+    def runner(self) -> Runner:
+        """Who trains what is not recorded.
+
+        Raises:
+            CheckpointError: nobody does.
+        """
+        if self._runner is None:
+            raise CheckpointError(
+                f"`{self.ledger.path.parent}` does not have all runs of its levels: the evaluation has not ended. "
+                "Finish it with `rlmix agent evaluate ... --resume`."
+            )
+        return self._runner
 
     @property
     def observers(self) -> list[_Column]:
@@ -505,7 +567,7 @@ class _Study:
         self.progress.add(len(jobs) - sum(map(len, missing.values())))
         together = list(itertools.chain.from_iterable(map(blocks, missing.values())))
         given = (self._block(block, columns, horizon, variant, split) for block in together)
-        for block, runs in zip(together, self.runner.run(given), strict=True):
+        for block, runs in zip(together, self.runner.run(given) if together else (), strict=True):
             codec = columns[block[0].agent].codec
             self.ledger.append(
                 [
@@ -561,6 +623,21 @@ class _Study:
             self.costs[kind] = list(measure_costs(pool, instance))
             write_text(self.costs_path, json.dumps(self.costs, indent=1) + "\n")
         return tuple(self.costs[kind])
+
+
+def _level_from(document: Mapping[str, Any]) -> Level:
+    """Invert `Level.document`."""
+    parts: tuple[Literal["heldout", "validation"], ...] = ("heldout", "validation")
+    sets = {
+        part: InstanceSet(
+            document[part]["name"],
+            tuple(Instance(**fields) for fields in document[part]["instances"]),
+            document["horizon"],
+            part,
+        )
+        for part in parts
+    }
+    return Level(name=document["name"], **sets)
 
 
 def _codec(agent: AbstractAgent, catalogue: Catalogue) -> AbstractCodec:

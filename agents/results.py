@@ -45,7 +45,7 @@ STATIC = "~static"
 # A stratum of fewer instances could hardly be resampled; it joins the others of its kind.
 _STRATUM = 5
 # A percentile interval over fewer independent units covers clearly less than it says.
-_FEW = 10
+FEW = 10
 _THRESHOLDS = 201
 _NOISES = (0.0, 0.1, 0.2, 0.3, 1.0)
 _INTERVALS = ("iqm", "mean", "improvement", "worst", "z_iqm", "z_mean", "ts_nll", "ece")
@@ -219,8 +219,8 @@ class LevelResult:
 
     def _values(self, report: Report, members: Sequence[str]) -> dict[str, Floats]:
         """Return what was measured, each [instances, members, replicates]."""
-        reference = _array(report, [uniform_entry(self.catalogue)], "score").mean(axis=2, keepdims=True)
-        found = {name: _array(report, members, name) for name in ("accuracy", "score", "ts_nll", "ece")}
+        reference = measured(report, [uniform_entry(self.catalogue)], "score").mean(axis=2, keepdims=True)
+        found = {name: measured(report, members, name) for name in ("accuracy", "score", "ts_nll", "ece")}
         return found | {"z": np.clip((found["score"] - reference) / SCALE, -LIMIT, LIMIT)}
 
     def _compared(
@@ -333,7 +333,7 @@ def write_figures(folder: str | os.PathLike[str], results: Sequence[LevelResult]
 def _table(result: LevelResult, condition: str, comparisons: Sequence[Comparison]) -> Table:
     runs = len(result.instances), len({run.replicate for run in result.reports[condition].runs})
     # What is drawn again and again: instances, or of a single one its replicates.
-    few = "; too few to trust intervals and p" if (runs[0] if runs[0] > 1 else runs[1]) < _FEW else ""
+    few = "; too few to trust intervals and p" if (runs[0] if runs[0] > 1 else runs[1]) < FEW else ""
     table = Table(
         title=f"{result.name}, {condition}: differences in accuracy on test images, in points [95 % interval]",
         caption=f"instances: {runs[0]}, replicates: {runs[1]}{few}; p by Holm over the baselines of one agent",
@@ -356,7 +356,7 @@ def _table(result: LevelResult, condition: str, comparisons: Sequence[Comparison
     return table
 
 
-def _array(report: Report, members: Sequence[str], name: str) -> Floats:
+def measured(report: Report, members: Sequence[str], name: str) -> Floats:
     """Return one field of the members' runs, float64 [instances, members, replicates]."""
     columns = []
     for member in members:
@@ -377,10 +377,10 @@ def _paired(first: Floats, second: Floats, *, together: bool) -> tuple[Floats, F
 def _profile_figure(result: LevelResult, team: str) -> Figure:
     """Return the share of runs that gain more than a threshold over uniform random mixing."""
     report = result.reports["steps"]
-    uniform = _array(report, [uniform_entry(result.catalogue)], "accuracy")
+    uniform = measured(report, [uniform_entry(result.catalogue)], "accuracy")
     named = {team: list(result.team(team).members)}
     named |= {name: [name] for name in (ORACLE, BEST_FIXED, BEST_PER_BUDGET, "none") if name in report.agents}
-    gains = {name: 100 * (_array(report, members, "accuracy") - uniform) for name, members in named.items()}
+    gains = {name: 100 * (measured(report, members, "accuracy") - uniform) for name, members in named.items()}
     joined = np.concatenate([values.ravel() for values in gains.values()])
     low, high = np.quantile(joined, [0.01, 0.99]).tolist()
     thresholds = np.linspace(low, high, _THRESHOLDS)

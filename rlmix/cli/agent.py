@@ -1,4 +1,4 @@
-"""`rlmix agent train`, `rlmix agent evaluate` and `rlmix agent validate`."""
+"""`rlmix agent train`, `rlmix agent evaluate`, `rlmix agent validate`, `report` and `release`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,19 @@ Examples:
 - `rlmix agent validate runs/study/runs.csv` trains every run again and compares the scores
 
 - `rlmix agent validate runs/study/runs.csv --policy runs/a/policy --limit 100` also asks the policy again
+"""
+
+REPORT_EXAMPLES = """
+Examples:
+
+- `rlmix agent report runs/study --training runs/a --training runs/b --out runs/page` writes figures.md and its figures
+"""
+
+RELEASE_EXAMPLES = """
+Examples:
+
+- `rlmix agent release runs/study --training runs/a --training runs/b --out my-policy`, then
+  `rlmix.MixController("my-policy", ...)`
 """
 
 app = typer.Typer(help="Train agents that choose how to mix, and compare them with what they must beat.")
@@ -285,6 +298,50 @@ def validate(
         raise typer.Exit(MISMATCH)
 
 
+@app.command(epilog=REPORT_EXAMPLES)
+def report(
+    study: Annotated[Path, typer.Argument(help="Folder of a finished evaluation of levels.")],
+    training: Annotated[
+        list[Path], typer.Option(help="Folder of a training whose policy was evaluated. Repeatable: one for each seed.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the page and its figures.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the page's path as JSON, and nothing else.")] = False,
+) -> None:
+    """Turn a finished study into a page: learning curves, choices, differences on every level, and how to repeat it.
+
+    Nothing is trained. All numbers are computed from the recorded runs and the trainings' event files.
+    """
+    from rlmix._files import writable_folder
+    from rlmix.agents.page import read_study, write_page
+
+    # To compare takes minutes, and a folder that cannot be written should be known before.
+    writable_folder(out)
+    page = write_page(read_study(study, training), out)
+    typer.echo(json.dumps({"page": str(page)}) if as_json else f"Page: {page}")
+
+
+@app.command(epilog=RELEASE_EXAMPLES)
+def release(
+    study: Annotated[Path, typer.Argument(help="Folder of a finished evaluation of levels.")],
+    training: Annotated[
+        list[Path], typer.Option(help="Folder of a training whose policy was evaluated. Repeatable: one for each seed.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the policy.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
+) -> None:
+    """Hand on the policy that was best on validation instances, with the study's results and its limits on the card.
+
+    Outside the limits a controller uses the entry that the study found safest, and says so. Nothing is trained.
+    """
+    from rlmix.agents.page import read_study
+    from rlmix.agents.release import release as chosen
+    from rlmix.policy.artifact import save
+
+    policy = chosen(read_study(study, training), data_dir=data_dir)
+    save(out, policy)
+    _print_policy(policy, out)
+
+
 def _trainer(algorithm: Algorithm | None, config: Path | None) -> tuple[Any, Callable[..., LearnedPolicy]]:
     """Return the configuration's class and what trains by it: what was asked for, or what the file is of."""
     from rlmix.agents.baselines.evolution import ESConfig, train_es
@@ -397,13 +454,19 @@ def _write_study(
     """Write report, tables and figures; return the report."""
     from rlmix._files import write_text
     from rlmix.agents.results import comparisons_csv, document, tables_text, write_figures
-    from rlmix.monitor.provenance import hardware, now, versions
+    from rlmix.monitor.provenance import command, commit, hardware, now, versions
 
     found: dict[str, object] = {
         "schema": "rlmix.study/1",
         "replicates": protocol.replicates,
         "seed": protocol.seed,
-        "provenance": {"versions": versions(), "hardware": hardware(device), "date": now()},
+        "provenance": {
+            "command": command(),
+            "commit": commit(),
+            "versions": versions(),
+            "hardware": hardware(device),
+            "date": now(),
+        },
         "levels": document(results),
     }
     rows = [row for result in results for condition in result.reports for row in result.comparisons(condition)]

@@ -25,6 +25,8 @@ Examples:
 
 - `rlmix policy show runs/demo/agent/policy`
 
+- `rlmix policy show default` shows the policy of this package
+
 - `rlmix policy show runs/demo/agent/policy --json`
 """
 # From improbable to certain.
@@ -38,7 +40,7 @@ def _group() -> None:
 
 @app.command(epilog=_EXAMPLES)
 def show(
-    folder: Annotated[Path, typer.Argument(help="Folder of the policy.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of the policy, or default.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")] = False,
 ) -> None:
     """Print a policy's training card, what it looks at, what it chooses from, and what it does over a training.
@@ -55,7 +57,13 @@ def show(
         return
     console = Console(soft_wrap=True)
     summary = {"folder": str(folder), "decisions in a training": policy.horizon}
-    _print_pairs(console, "Policy", summary | described["card"])
+    card = dict(described["card"])
+    results, limits = card.pop("results", None), card.pop("limits", None)
+    _print_pairs(console, "Policy", summary | card)
+    if results is not None:
+        _print_results(console, results)
+    if limits is not None:
+        _print_limits(console, limits)
     _print_rows(console, "Observation", ("entry", "low", "high", "meaning"), [
         (entry["name"], f"{entry['low']:.3f}", f"{entry['high']:.3f}", _meaning(entry["name"]))
         for entry in described["observation"]
@@ -173,6 +181,28 @@ def _print_pairs(console: Console, title: str, pairs: Mapping[str, Any]) -> None
     for name, value in pairs.items():
         table.add_row(escape(name), escape(value if isinstance(value, str) else json.dumps(value)))
     console.print(table)
+
+
+def _print_results(console: Console, results: Mapping[str, Any]) -> None:
+    """Print a column for each level and a line for each baseline."""
+    levels = results["levels"]
+    names = dict.fromkeys(name for level in levels for name in level["to"])
+    header = ("beside", *(f"{level['name']} ({level['instances']} x {level['replicates']})" for level in levels))
+    _print_rows(console, f"Results: {results['what']}", header, [
+        (name, *("{:+.2f} [{:+.2f}, {:+.2f}]".format(*level["to"][name]) if name in level["to"] else ""
+                 for level in levels))
+        for name in names
+    ])  # fmt: skip
+
+
+def _print_limits(console: Console, limits: Mapping[str, Any]) -> None:
+    """Print where the policy decides, and what is used elsewhere."""
+    from rlmix.policy.limits import FACTS
+
+    title = f"Limits: in a training outside them `{limits['otherwise']}` is used"
+    _print_rows(console, title, ("of", "lowest", "highest"), [
+        (FACTS[name], f"{low:,.4g}", f"{high:,.4g}") for name, (low, high) in limits["ranges"].items()
+    ])  # fmt: skip
 
 
 def _print_rows(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -32,6 +32,16 @@ def colours(methods: Sequence[str]) -> list[str]:
     return [UNMIXED if method == "none" else PALETTE[mixing.index(method) % len(PALETTE)] for method in methods]
 
 
+def tidy(axes: Axes) -> None:
+    """Give axes the look that all figures have."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(colors=INK)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.set_axisbelow(True)
+
+
 def png(figure: Figure, *, dpi: int = 150) -> bytes:
     """Return a figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
@@ -225,12 +235,7 @@ def _short(name: str, most: int = 14) -> str:
 def _empty(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(colors=INK)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.set_axisbelow(True)
+    tidy(axes)
     return figure, axes
 
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,24 @@ def command(arguments: Sequence[str] | None = None) -> str:
         arguments: what stands after the program's name; None takes those of this process.
     """
     return shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def commit() -> str:
+    """Return the commit of the checkout that the package lies in; "+" says that its files were changed since."""
+    # An installed package may lie in a checkout of something else.
+    if not _git("ls-files", "--error-unmatch", str(Path(__file__).resolve())):
+        return "unknown (not a checkout)"
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{_git('rev-parse', 'HEAD')}{'+' if changed else ''}"
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says about the checkout that this file lies in, or nothing."""
+    asked = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _processor() -> str:

@@ -193,6 +193,11 @@ def save(path: str | os.PathLike[str], policy: LearnedPolicy) -> None:
     write_text(folder / DOCUMENT, text)
 
 
+def folder_of(path: str | os.PathLike[str]) -> Path:
+    """Return the directory that `load` reads: `path`, or that of the policy of this package for "default"."""
+    return _SHIPPED if path == DEFAULT else Path(path)
+
+
 def load(path: str | os.PathLike[str]) -> LearnedPolicy:
     """Read a policy directory; nothing is unpickled and no code is run.
 
@@ -203,7 +208,7 @@ def load(path: str | os.PathLike[str]) -> LearnedPolicy:
         PolicyError: a file is missing, damaged or of another kind, the files contradict each other, or the catalogue
             names a method or parameter that this version does not have.
     """
-    folder = _SHIPPED if path == DEFAULT else Path(path)
+    folder = folder_of(path)
     document = Reader(folder / DOCUMENT, _parse(folder / DOCUMENT))
     try:
         return _policy(document, folder)

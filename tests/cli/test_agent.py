@@ -155,7 +155,7 @@ def test_protocol_writes_runs_report_tables_and_figures(study, capsys):
     assert [level["name"] for level in document["levels"]] == ["near", "far"]
     assert set(document["levels"][0]["conditions"]) == {"steps", "no-validation", "time"}
     assert document["replicates"] == 2
-    assert {"versions", "hardware", "date"} == set(document["provenance"])
+    assert {"command", "commit", "versions", "hardware", "date"} == set(document["provenance"])
     with (folder / "comparisons.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     baselines = {*catalogue("cheap").names, "best-fixed", "best-fixed-per-budget", "oracle", "hold"}

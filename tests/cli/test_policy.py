@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,35 @@ def test_everything_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert expected in text
     row = next(line for line in text.splitlines() if line.startswith("│ cutmix-1") and "%" in line)
     assert [cell.strip() for cell in row.strip("│").split("│")] == ["cutmix-1", "0%", "0%", "99%", "100%"]
+
+
+def test_results_and_limits_of_the_card_are_tables(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a policy was measured to do is looked at before it is used."""
+    monkeypatch.setenv("COLUMNS", "160")
+    policy = artifact.load(folder)
+    levels = [
+        {
+            "name": "L0",
+            "instances": 12,
+            "replicates": 10,
+            "to": {"none": [1.5, 1.0, 2.0], "cutmix-1": [-0.25, -1, 0.5]},
+        },
+        {"name": "L2", "instances": 8, "replicates": 10, "to": {"none": [0.5, 0.25, 0.75]}},
+    ]
+    card = {
+        "results": {"what": "difference", "levels": levels},
+        "limits": {"otherwise": "none", "ranges": {"side": [8, 32], "examples": [100, 2000]}},
+    }
+    artifact.save(folder, replace(policy, card=card))
+    assert run(folder) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "│ beside │ L0 (12 x 10) │ L2 (8 x 10) │" in " ".join(lines).replace("┃", "│")
+    assert any("none │ +1.50 [+1.00, +2.00] │ +0.50 [+0.25, +0.75]" in line for line in lines)
+    assert any("cutmix-1 │ -0.25 [-1.00, +0.50] │ │" in line for line in lines)
+    assert "Limits: in a training outside them `none` is used" in lines
+    assert any("pixels along a side of the images │ 8 │ 32" in line for line in lines)
 
 
 def test_json_holds_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
