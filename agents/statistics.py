@@ -6,12 +6,14 @@ The estimators follow Agarwal et al. 2021, "Deep Reinforcement Learning at the E
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from rlmix.errors import InputError
 
@@ -27,7 +29,7 @@ _CHUNK = 256
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """An estimate with its bootstrap interval.
+    """An estimate with its interval.
 
     Attributes:
         estimate: the statistic of the values themselves.
@@ -161,6 +163,29 @@ def hierarchical_bootstrap(
             weighted = np.take_along_axis(weighted, rng.integers(0, repeats, weighted.shape), axis=2)
         drawn.append(weighted.mean(axis=2))
     return Resamples(values=data.reshape(count, -1).mean(axis=1), drawn=np.concatenate(drawn))
+
+
+def t_interval(values: npt.ArrayLike, *, level: float = LEVEL) -> Interval:
+    """Return the mean of a few values with Student's interval, which takes them as normally distributed.
+
+    Student 1908 (https://doi.org/10.2307/2331554). For three seeds, say, where a percentile bootstrap only goes from
+    the lowest value to the highest, and covers the truth in three cases of four.
+
+    Args:
+        values: [n] finite numbers. One alone says nothing of the others, so its interval is infinite.
+        level: coverage of the interval, in (0, 1).
+
+    Raises:
+        InputError: `values` is empty, not one-dimensional or not finite.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or data.size == 0 or not np.isfinite(data).all():
+        raise InputError(f"`values` must be one or more finite numbers, got {np.array2string(data, threshold=10)}.")
+    centre = float(data.mean())
+    if data.size == 1:
+        return Interval(estimate=centre, low=-math.inf, high=math.inf)
+    half = float(stdtrit(data.size - 1, (1.0 + level) / 2.0)) * float(data.std(ddof=1)) / math.sqrt(data.size)
+    return Interval(estimate=centre, low=centre - half, high=centre + half)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

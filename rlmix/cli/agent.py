@@ -19,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from rlmix.cli.progress import INTERRUPTED, PROCESSES, THREADS, counting_bar, torch_threads
+from rlmix.cli.recipe import EXAMPLES as RECIPE_EXAMPLES
+from rlmix.cli.recipe import recipe
 from rlmix.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,6 +95,7 @@ Examples:
 """
 
 app = typer.Typer(help="Train agents that choose how to mix, and compare them with what they must beat.")
+app.command(epilog=RECIPE_EXAMPLES)(recipe)
 
 
 class Algorithm(str, Enum):

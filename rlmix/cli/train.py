@@ -55,7 +55,11 @@ def train(
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     image_size: Annotated[int | None, _key("image_size", "Side to which a folder's images are brought.")] = None,
     model: Annotated[
-        str | None, _key("model", "mlp, convnet, lenet, cnn, resnet8, resnet18, resnet34 or resnet50.")
+        str | None,
+        _key(
+            "model",
+            "mlp, convnet, lenet, cnn, resnet8, resnet18, resnet34, resnet50, preactresnet18 or preactresnet18-narrow.",
+        ),
     ] = None,
     method: Annotated[str | None, _key("method", "One mix method for the whole training.")] = None,
     param: Annotated[list[str] | None, typer.Option(help="A parameter of the method: key=value. Repeatable.")] = None,
@@ -65,6 +69,7 @@ def train(
     ] = None,
     epochs: Annotated[int | None, _key("epochs", "Passes over the training images.")] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most this many training and test images.")] = None,
+    noise: Annotated[float | None, _key("noise", "Share of wrong labels, for experiments; test labels stay.")] = None,
     batch_size: Annotated[int | None, _key("batch_size", "Images in a step.")] = None,
     lr: Annotated[float | None, _key("lr", "Step size at the beginning.")] = None,
     seed: Annotated[int | None, _key("seed", "Seed of everything.")] = None,
@@ -84,7 +89,8 @@ def train(
 
     flags = {
         "data": data, "data_dir": data_dir, "image_size": image_size, "model": model, "saliency": saliency,
-        "epochs": epochs, "limit": limit, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
+        "epochs": epochs, "limit": limit, "noise": noise, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "device": device,
     }  # fmt: skip
     overrides = [*(changes or []), *_mixing(method, param or [], policy), *_assignments(flags)]
     settings = load_config(_base(config, out, resume), TrainConfig, overrides)

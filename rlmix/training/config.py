@@ -27,9 +27,12 @@ class TrainConfig:
         data: a data set's name, or a folder of images.
         data_dir: where data sets lie that are not part of a package; None asks the environment variable `RLMIX_DATA`.
         image_size: side to which the images of a folder are brought.
-        limit: at most this many training and this many test images; None takes all.
+        limit: at most this many training and this many test images, in which every class keeps its share; None takes
+            all.
         validation: share of the training images that is held out, in [0, 1). A learned policy looks at them; they are
             held out for every other way of mixing too, so that two runs differ in nothing else.
+        noise: share of the training images, those held out among them, whose label is replaced by another class, in
+            [0, 1). Test labels stay as they are.
         model: a model's name.
         method: the mix method of the whole training, unless there is a policy.
         params: the method's parameters.
@@ -53,6 +56,7 @@ class TrainConfig:
     image_size: int = 64
     limit: int | None = None
     validation: float = 0.1
+    noise: float = 0.0
     model: str = "cnn"
     method: str = "uniform"
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -76,10 +80,9 @@ class TrainConfig:
                 raise ConfigError(f"`{name}` must be at least {lowest}, got {value}.")
         if not 0 < self.lr < math.inf:
             raise ConfigError(f"`lr` must be above 0, got {self.lr}.")
-        if self.validation >= 1 or self.momentum >= 1:
-            raise ConfigError(
-                f"`validation` and `momentum` must be below 1, got {self.validation} and {self.momentum}."
-            )
+        for name in ("validation", "noise", "momentum"):
+            if getattr(self, name) >= 1:
+                raise ConfigError(f"`{name}` must be below 1, got {getattr(self, name)}.")
         if self.seed >= 2**63:
             raise ConfigError(f"`seed` must be below 2**63, got {self.seed}.")
         if self.refresh_every and self.saliency != "bank":
@@ -92,8 +95,8 @@ class TrainConfig:
 
 
 _LOWEST = {
-    "image_size": 1, "limit": 1, "validation": 0, "epochs": 1, "batch_size": 1, "momentum": 0, "weight_decay": 0,
-    "seed": 0, "checkpoint_every": 0, "refresh_every": 0,
+    "image_size": 1, "limit": 1, "validation": 0, "noise": 0, "epochs": 1, "batch_size": 1, "momentum": 0,
+    "weight_decay": 0, "seed": 0, "checkpoint_every": 0, "refresh_every": 0,
 }  # fmt: skip
 
 

@@ -76,7 +76,8 @@ def load(
             alone, of which a fifth becomes the test part (always the same fifth).
         data_dir: where torchvision's files are; if None the environment variable `RLMIX_DATA`, else `./data`.
         image_size: side in pixels to which the images of a folder are scaled and cropped.
-        limit: at most this many training and this many test images, a random choice that is always the same.
+        limit: at most this many training and this many test images, a random choice that is always the same. Every
+            class keeps its share, so that a balanced data set stays balanced.
 
     Raises:
         DataError: the files are not there; the message says which were looked for and how to get them.
@@ -108,8 +109,8 @@ def _root(data_dir: str | os.PathLike[str] | None) -> Path:
 def _limited(arrays: Arrays, limit: int | None) -> Arrays:
     if limit is None:
         return arrays
-    train = shuffled(len(arrays.train_labels), arrays.name, "limit", "train")[:limit]
-    test = shuffled(len(arrays.test_labels), arrays.name, "limit", "test")[:limit]
+    train = _chosen(arrays.train_labels, limit, arrays.name, "limit", "train")
+    test = _chosen(arrays.test_labels, limit, arrays.name, "limit", "test")
     return Arrays(
         name=arrays.name,
         train_images=arrays.train_images[train],
@@ -119,6 +120,19 @@ def _limited(arrays: Arrays, limit: int | None) -> Arrays:
         classes=arrays.classes,
         natural=arrays.natural,
     )
+
+
+def _chosen(labels: Tensor, limit: int, *words: str) -> Tensor:
+    """Return at most `limit` rows, int64: the choice that belongs to `words`, in which every class keeps its share."""
+    order = shuffled(len(labels), *words)
+    own = labels[order]
+    counts = torch.bincount(own)
+    grouped = torch.argsort(own, stable=True)
+    place = torch.empty_like(order)
+    place[grouped] = torch.arange(len(own)) - (counts.cumsum(0) - counts)[own[grouped]]
+    # The middles of each class's places, laid evenly over [0, 1]: any first part of them holds the shares of all.
+    evenly = (place.double() + 0.5) / counts[own]
+    return order[torch.argsort(evenly, stable=True)[:limit]]
 
 
 def _digits(root: Path) -> Arrays:
@@ -236,8 +250,10 @@ def _folder(folder: Path, image_size: int, limit: int | None) -> Arrays:
             raise DataError(f"`{folder}` holds {len(files)} images, too few to keep a test part. Add more.")
         test, train = ([files[row] for row in rows] for rows in (order[:count], order[count:]))
     if limit is not None:
-        train = [train[row] for row in shuffled(len(train), "folder", "limit", "train")[:limit].tolist()]
-        test = [test[row] for row in shuffled(len(test), "folder", "limit", "test")[:limit].tolist()]
+        train, test = (
+            [files[row] for row in _chosen(torch.tensor([label for _, label in files]), limit, "folder", "limit", part)]
+            for part, files in (("train", train), ("test", test))
+        )
     images = [_decoded([path for path, _ in part], image_size) for part in (train, test)]
     return _arrays(name, images, [[label for _, label in part] for part in (train, test)], classes, natural=True)
 

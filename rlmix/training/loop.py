@@ -1,7 +1,8 @@
 """One training of one classifier on one device, with a learned policy or a fixed way of mixing.
 
-Everything random is a function of the seed: initial weights, the held-out images, the order of an epoch, mirroring and
-mixing. So a training that was interrupted goes on, from its last checkpoint, to the result it would have had.
+Everything random is a function of the seed: initial weights, the held-out images, wrong labels, the order of an epoch,
+mirroring and mixing. So a training that was interrupted goes on, from its last checkpoint, to the result it would have
+had.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch.nn import functional
 from torch.optim import SGD
 
 from rlmix._files import sha256_of, writable_folder, write_text
-from rlmix.errors import CheckpointError, ConfigError, OutputError
+from rlmix.errors import CheckpointError, ConfigError, OutputError, PolicyError
 from rlmix.loss import mixed_accuracy, soft_cross_entropy
 from rlmix.monitor.board import Board
 from rlmix.monitor.provenance import hardware, now, versions
 from rlmix.ops import rng
-from rlmix.policy.artifact import DOCUMENT
+from rlmix.policy.artifact import DOCUMENT, folder_of
 from rlmix.policy.artifact import load as load_policy
 from rlmix.policy.controller import MixController
 from rlmix.policy.decision import Decision
@@ -45,7 +46,7 @@ CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.yaml"
 RESULT = "result.json"
 
-# Streams under the seed. 1 and 2 are the controller's, 4 and 5 those of the batches.
+# Streams under the seed. 1 and 2 are the controller's, 4, 5 and 7 those of the batches.
 _WEIGHTS, _AUGMENT = 3, 6
 # The course of a training does not depend on these.
 _FREE = frozenset({"data_dir", "checkpoint_every", "device", "policy"})
@@ -143,6 +144,24 @@ def config_text(config: TrainConfig) -> str:
     return str(yaml.safe_dump({**dataclasses.asdict(config), "params": dict(config.params)}, sort_keys=False))
 
 
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """Return what decides the course of a training, by name: numbers and texts.
+
+    Raises:
+        PolicyError: the policy's directory cannot be read.
+    """
+    values = {**dataclasses.asdict(config), "params": json.dumps(dict(config.params), sort_keys=True)}
+    policy = None
+    if config.policy is not None:
+        # The document names the digest of the policy's tensors too; where the folder lies does not matter.
+        document = folder_of(config.policy) / DOCUMENT
+        try:
+            policy = sha256_of(document.read_bytes())
+        except OSError as error:
+            raise PolicyError(f"`{document}` cannot be read ({error.strerror or error}).") from error
+    return {**{name: value for name, value in values.items() if name not in _FREE}, "policy": policy}
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return accuracy and mean negative log-likelihood on unmixed images; the model's modes are put back."""
@@ -174,7 +193,7 @@ class _Run:
     def __init__(self, config: TrainConfig, arrays: Arrays, device: torch.device, folder: Path) -> None:
         self.config, self.arrays, self.device, self.folder = config, arrays, device, folder
         self.policy = None if config.policy is None else load_policy(config.policy)
-        self.splits = split(arrays, config.validation, config.seed, device)
+        self.splits = split(arrays, config.validation, config.seed, device, noise=config.noise)
         self.count = len(self.splits.train[1])
         self.batch_size = min(config.batch_size, self.count)
         self.epoch_steps = self.count // self.batch_size
@@ -207,7 +226,7 @@ class _Run:
     def _mixer(self) -> MixController:
         config = self.config
         return MixController(
-            self.policy if self.policy is not None else Decision(config.method, dict(config.params)),
+            self.policy if self.policy is not None else _decision(config),
             num_classes=self.arrays.num_classes,
             total_steps=self.total_steps,
             seed=config.seed,
@@ -367,14 +386,7 @@ class _Run:
         }
 
     def _identity(self) -> dict[str, Any]:
-        config = {**dataclasses.asdict(self.config), "params": json.dumps(dict(self.config.params), sort_keys=True)}
-        # The document names the digest of the policy's tensors too; where the folder lies does not matter.
-        policy = self.config.policy
-        return {
-            **{name: value for name, value in config.items() if name not in _FREE},
-            "policy": None if policy is None else sha256_of((Path(policy) / DOCUMENT).read_bytes()),
-            "examples": self.count,
-        }
+        return {**identity(self.config), "examples": self.count}
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -402,6 +414,11 @@ class _Run:
     def _seconds(self) -> float:
         """Return how long the training took so far, its interrupted parts up to their checkpoints included."""
         return self.earlier + time.perf_counter() - self.began
+
+
+def _decision(config: TrainConfig) -> Decision:
+    """Return what the whole training is mixed by; the members of a mixture are written as JSON writes a Decision."""
+    return Decision.from_json({"method": config.method, "params": dict(config.params)})
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

@@ -17,6 +17,7 @@ from rlmix.agents.statistics import (
     performance_profile,
     probability_of_improvement,
     stratified_bootstrap,
+    t_interval,
     worst_decile,
 )
 from rlmix.errors import InputError
@@ -240,3 +241,29 @@ def test_values_of_another_rank_are_named():
     """A forgotten axis would be taken for seeds."""
     with pytest.raises(InputError, match=r"or \[n, A, B, R\] and not empty, got the shape \(3,\)"):
         hierarchical_bootstrap([1.0, 2.0, 3.0], [0, 0, 0])
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 11, 30])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_students_interval_is_that_of_scipy(count, level):
+    """Odd and even degrees of freedom have series of their own."""
+    from scipy import stats
+
+    values = np.random.default_rng(count).normal(size=count)
+    found = t_interval(values, level=level)
+    low, high = stats.t.interval(level, count - 1, loc=values.mean(), scale=stats.sem(values))
+    assert (found.estimate, found.low, found.high) == pytest.approx((values.mean(), low, high), abs=1e-9, rel=1e-9)
+
+
+def test_students_interval_of_one_value_knows_nothing():
+    """A width of 0 would say that the value is certain."""
+    found = t_interval([0.3])
+    assert (found.estimate, found.low, found.high) == (0.3, -math.inf, math.inf)
+    assert t_interval([0.5, 0.5, 0.5]).high == 0.5
+
+
+@pytest.mark.parametrize("values", [[], [[1.0, 2.0]], [1.0, math.nan]])
+def test_students_interval_of_no_numbers_is_refused(values):
+    """The mean of nothing is no estimate."""
+    with pytest.raises(InputError, match="`values` must be one or more finite numbers"):
+        t_interval(values)

@@ -133,6 +133,12 @@ def test_another_way_of_mixing_drops_what_the_file_says_of_its_own(tmp_path: Pat
     assert (asked["config"].policy, asked["config"].method) == (None, "none")
 
 
+def test_wrong_labels_are_asked_for_by_a_flag(asked: dict[str, Any]) -> None:
+    """A share that is not handed on would give clean results under the name of noisy ones."""
+    assert run("--noise", "0.4") == 0
+    assert asked["config"] == TrainConfig(noise=0.4)
+
+
 def test_the_folder_is_named_by_what_is_trained(asked: dict[str, Any]) -> None:
     """Two different trainings without --out must not collide."""
     assert run("--data", "some/pictures", "--method", "cutmix", "--seed", "4") == 0

@@ -50,6 +50,29 @@ def test_a_limit_keeps_the_same_images_every_time() -> None:
     assert load("digits", limit=10_000).train_images.shape[0] == 1400
 
 
+@pytest.mark.parametrize("limit", [3, 10, 30])
+def test_a_limit_keeps_balanced_classes_balanced(limit: int, tmp_path: Path) -> None:
+    """A fifth of CIFAR-100 chosen blindly has classes of 80 images and classes of 120."""
+    paint(tmp_path / "train", 20, size=(4, 4))
+    paint(tmp_path / "test", 20, size=(4, 4))
+    some = load(tmp_path, image_size=4, limit=limit)
+    for labels in (some.train_labels, some.test_labels):
+        counts = torch.bincount(labels, minlength=3)
+        assert len(labels) == limit
+        assert int(counts.max() - counts.min()) <= 1
+
+
+def test_a_limit_keeps_the_shares_of_uneven_classes(tmp_path: Path) -> None:
+    """A rare class must neither vanish nor become as frequent as the others."""
+    for name, count in (("common", 30), ("rare", 10)):
+        for part in ("train", "test"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (4, 4)).save(tmp_path / part / name / f"{number}.png")
+    assert torch.bincount(load(tmp_path, image_size=4, limit=20).train_labels).tolist() == [15, 5]
+    assert torch.bincount(load(tmp_path, image_size=4, limit=8).test_labels).tolist() == [6, 2]
+
+
 def test_a_limit_below_one_is_refused() -> None:
     """Nothing can be trained on nothing."""
     with pytest.raises(DataError, match="`limit` must be at least 1, got 0"):

@@ -193,6 +193,29 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
     assert first["metrics"] != other["metrics"]
 
 
+def test_wrong_labels_are_learned_and_not_tested(tmp_path: Path) -> None:
+    """Noise that does nothing, or that falls on the test images too, would compare methods on another problem."""
+    config = dataclasses.replace(QUICK, method="none", limit=400, validation=0.5, epochs=12, lr=0.2)
+    clean, noisy = (
+        train(dataclasses.replace(config, noise=noise), tmp_path / str(noise))["metrics"] for noise in (0.0, 0.6)
+    )
+    assert noisy["test_accuracy"] < clean["test_accuracy"]
+    # Of the held-out labels 60 % are wrong, which nobody can foresee.
+    assert noisy["validation_accuracy"] < 0.5 < clean["validation_accuracy"]
+    with pytest.raises(CheckpointError, match="`noise` was 0.6, now 0.5"):
+        train(dataclasses.replace(config, noise=0.5), tmp_path / "0.6", resume=True)
+
+
+def test_a_mixture_is_written_as_json_writes_a_decision(tmp_path: Path) -> None:
+    """A file must be able to say what a catalogue's entry says, and the run's own file to be read again."""
+    mixture = catalogue("cheap").decisions[-1]
+    document = mixture.to_json()
+    config = dataclasses.replace(QUICK, method=document["method"], params=document["params"], epochs=1)
+    result = train(config, tmp_path)
+    assert [taken["decision"] for taken in result["decisions"]] == [document]
+    assert load_config(tmp_path / CONFIG, TrainConfig) == config
+
+
 def test_photographs_are_augmented_and_standardized(tmp_path: Path) -> None:
     """The way of a folder of photographs, through a ResNet with BatchNorm, with saliency."""
     for kind, colour in (("sea", (0, 0, 200)), ("wood", (0, 160, 0))):

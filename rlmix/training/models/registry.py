@@ -14,6 +14,7 @@ from rlmix.ops.modules import kept_random_state
 from rlmix.training.models.cnn import cnn
 from rlmix.training.models.convnet import convnet, lenet
 from rlmix.training.models.mlp import mlp
+from rlmix.training.models.preactresnet import preactresnet18
 from rlmix.training.models.resnet import resnet, resnet8
 
 MODELS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
@@ -25,6 +26,8 @@ MODELS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "resnet18": functools.partial(resnet, 18),
     "resnet34": functools.partial(resnet, 34),
     "resnet50": functools.partial(resnet, 50),
+    "preactresnet18": functools.partial(preactresnet18, 64),
+    "preactresnet18-narrow": functools.partial(preactresnet18, 8),
 }
 
 
