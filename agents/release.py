@@ -18,8 +18,7 @@ from rlmix.envs.instances import Instance, InstanceSet, instance_set
 from rlmix.errors import InputError
 from rlmix.monitor.provenance import commit, hardware, now
 from rlmix.policy.artifact import LearnedPolicy
-from rlmix.policy.limits import CARD_KEY, Facts, Limits, facts_of
-from rlmix.policy.signals import Context
+from rlmix.policy.limits import CARD_KEY, Facts, Limits
 
 RESULTS = "results"
 _DIGITS = 4
@@ -135,25 +134,7 @@ def limits_from(results: Sequence[LevelResult], team: str, training: InstanceSet
     for result in results:
         if next(row for row in _rows(result, team) if row.to == safest).mean.estimate >= 0:
             known += result.instances
-    return Limits(otherwise=safest, ranges=_ranges(facts_of_instance(one, library) for one in known))
-
-
-def facts_of_instance(instance: Instance, library: Library) -> Facts:
-    """Return what a controller would know of a training of the instance before it begins."""
-    height, width = library.source(instance).images.shape[2:]
-    model, _ = library.network(instance)
-    return facts_of(
-        Context.of(
-            1,
-            total_steps=instance.total_steps,
-            num_examples=instance.train_size,
-            batch_size=instance.batch_size,
-            num_classes=library.num_classes(instance),
-            height=height,
-            width=width,
-            num_params=sum(parameter.numel() for parameter in model.parameters()),
-        )
-    )
+    return Limits(otherwise=safest, ranges=_ranges(map(library.facts, known)))
 
 
 def _ranges(facts: Iterable[Facts]) -> dict[str, tuple[float, float]]:

@@ -22,6 +22,7 @@ from rlmix.ops.rng import Streams
 from rlmix.policy.codec import Catalogue
 from rlmix.policy.controller import mixing_key
 from rlmix.policy.decision import Decision
+from rlmix.policy.limits import Facts, facts_of
 from rlmix.policy.probe import PROBE_EXAMPLES
 from rlmix.policy.signals import Context, History, names, signals
 from rlmix.training.models import registry
@@ -94,6 +95,23 @@ class Library:
     def num_classes(self, instance: Instance) -> int:
         """Return how many classes the instance has."""
         return dynamics.num_classes(instance, self.source(instance).num_classes)
+
+    def facts(self, instance: Instance) -> Facts:
+        """Return what a controller would know of a training of the instance before it begins."""
+        height, width = self.source(instance).images.shape[2:]
+        model, _ = self.network(instance)
+        return facts_of(
+            Context.of(
+                1,
+                total_steps=instance.total_steps,
+                num_examples=instance.train_size,
+                batch_size=instance.batch_size,
+                num_classes=self.num_classes(instance),
+                height=height,
+                width=width,
+                num_params=sum(parameter.numel() for parameter in model.parameters()),
+            )
+        )
 
     def split(self, instance: Instance) -> Split:
         """Return the instance's images and labels, on the host."""

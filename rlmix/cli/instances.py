@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -35,6 +36,14 @@ Examples:
 - `rlmix instances table digits --catalogue cheap --limit 8`
 
 - `rlmix instances table configs/instances/transfer.yaml --part validation --data-dir data`
+"""
+
+HEADROOM_EXAMPLES = """
+Examples:
+
+- `rlmix instances headroom digits --limit 16`
+
+- `rlmix instances headroom configs/instances/transfer.yaml --judge configs/instances/transfer-data.yaml --processes 2`
 """
 
 app = typer.Typer(help="Look at sets of training problems, and at which mix wins where.")
@@ -117,6 +126,62 @@ def table(
         typer.echo(json.dumps(summary, indent=2))
     else:
         _print(found, instances, summary)
+
+
+@app.command(epilog=HEADROOM_EXAMPLES)
+def headroom(
+    recipe: _Recipe,
+    judge: Annotated[
+        str | None, typer.Option(help="Recipe whose validation instances are judged on, instead of the same one.")
+    ] = None,
+    catalogue: Annotated[str, typer.Option(help="The entries to choose from: v0 or cheap.")] = "cheap",
+    limit: Annotated[int | None, typer.Option(help="Use only so many instances of each part.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the selectors.", min=0)] = 0,
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
+    processes: Annotated[int, typer.Option(help=PROCESSES, min=1)] = 1,
+    threads: Annotated[int, typer.Option(help=THREADS, min=1)] = 1,
+    as_json: _Json = False,
+) -> None:
+    """Show what choosing the mix for each training could gain, and how much of that is known before it begins.
+
+    Judged on validation instances, from the reference tables of training and validation instances, which are computed
+    as `rlmix instances table` does it. A selector is fitted to the former: what an agent should at least learn.
+    """
+    from rlmix.agents.headroom import headroom as measured
+    from rlmix.envs.block import Library
+    from rlmix.envs.reference import References
+    from rlmix.policy import codec
+    from rlmix.training.loop import choose_device
+
+    known, judged = _part(recipe, "train", limit), _part(judge or recipe, "validation", limit)
+    library = Library(codec.catalogue(catalogue), data_dir, choose_device(device))
+    try:
+        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json)) as count:
+            tables = [References(part, library, count, processes).table() for part in (known, judged)]
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
+        raise typer.Exit(INTERRUPTED) from None
+    found = measured(tables[0], known, tables[1], judged, library, seed=seed)
+    if as_json:
+        rows = [{**asdict(row), "entries": dict(zip(tables[0].entries, row.entries, strict=True))} for row in found]
+        typer.echo(json.dumps({"known": known.name, "judged": judged.name, "ways": rows}, indent=2))
+        return
+    grid = Grid(
+        title=f"{len(judged)} instances of {judged.name}, known: {len(known)} of {known.name}",
+        caption="accuracy on held-out training images; difference in points, with its 95 % interval over instances",
+    )
+    for heading in ("choice", "accuracy", "to uniform random", "how often each entry is chosen"):
+        grid.add_column(heading)
+    for row in found:
+        gain = row.to_uniform
+        grid.add_row(
+            row.name,
+            f"{row.accuracy:.2%}",
+            f"{100 * gain.estimate:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]",
+            ", ".join(f"{name} {many}" for name, many in zip(tables[0].entries, row.entries, strict=True) if many),
+        )
+    Console(soft_wrap=True).print(grid)
 
 
 def _part(recipe: str, part: str, limit: int | None) -> InstanceSet:

@@ -12,7 +12,7 @@ import torch
 from rlmix.agents.baselines.fixed import FixedAgent
 from rlmix.agents.history import Training
 from rlmix.agents.page import Study
-from rlmix.agents.release import facts_of_instance, limits_from, release, released
+from rlmix.agents.release import limits_from, release, released
 from rlmix.agents.report import Report, Run
 from rlmix.agents.results import LevelResult, Team
 from rlmix.envs.block import Library
@@ -83,7 +83,7 @@ def test_ranges_reach_to_where_the_policy_was_not_below_the_safest_entry() -> No
 def test_facts_of_an_instance_are_those_of_its_net_and_images() -> None:
     """64-128-128-10 has 64*128+128 + 128*128+128 + 128*10+10 parameters."""
     instance = replace(TRAINING.instances[0], train_size=320, batch_size=32, total_steps=120)
-    facts = facts_of_instance(instance, LIBRARY)
+    facts = LIBRARY.facts(instance)
     assert facts == {
         "examples": 320, "epochs": 12, "batch_size": 32, "classes": 10, "side": 8, "parameters": 26122,
     }  # fmt: skip

@@ -61,6 +61,23 @@ def test_a_table_counts_winners_and_is_kept(
     assert "Best fixed: " in capsys.readouterr().out
 
 
+def test_headroom_is_told_for_each_way_to_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What can be gained is looked at before an agent is trained for it."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    assert run("headroom", "digits", "--limit", "2", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["known"], document["judged"]) == ("digits-train", "digits-validation")
+    ways = {way["name"]: way for way in document["ways"]}
+    assert list(ways) == ["best fixed", "unbiased oracle", "selector", "selector, label noise known"]
+    for way in ways.values():
+        assert sum(way["entries"].values()) == 2
+        assert way["to_uniform"]["low"] <= way["to_uniform"]["estimate"] <= way["to_uniform"]["high"]
+    assert run("headroom", "digits", "--limit", "2") == 0
+    assert "unbiased oracle" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
