@@ -16,7 +16,6 @@ from rlmix.agents.statistics import Interval
 from rlmix.envs.block import Library
 from rlmix.envs.instances import Instance, InstanceSet, instance_set
 from rlmix.errors import InputError
-from rlmix.monitor.provenance import commit, hardware, now
 from rlmix.policy.artifact import LearnedPolicy
 from rlmix.policy.limits import CARD_KEY, Facts, Limits
 
@@ -30,6 +29,7 @@ def released(
     team: str,
     training: InstanceSet,
     *,
+    provenance: Mapping[str, Any],
     notes: Mapping[str, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> LearnedPolicy:
@@ -40,6 +40,7 @@ def released(
         results: the levels of the study.
         team: what the policy's seeds are called there.
         training: the instances that it was trained on.
+        provenance: of the study: command, commit, hardware, date and whatever else it tells.
         notes: what the card is to say besides, such as the hours that the training took.
         data_dir: where the images lie; the limits count classes and parameters.
 
@@ -60,9 +61,7 @@ def released(
         RESULTS: {
             "what": "difference in accuracy on test images, policy minus baseline, in points: [mean, low, high] of a "
             "95 % interval",
-            "commit": commit(),
-            "hardware": hardware(),
-            "date": now(),
+            **provenance,
             "seeds": len(results[0].team(team).members),
             "levels": [_level(result, team) for result in results],
         },
@@ -108,7 +107,8 @@ def release(
             "hardware": sorted(study.machines),
         },
     }
-    return released(best.policy, study.results, LEARNED, known, notes=notes, data_dir=data_dir)
+    provenance = study.report["provenance"]
+    return released(best.policy, study.results, LEARNED, known, provenance=provenance, notes=notes, data_dir=data_dir)
 
 
 def limits_from(results: Sequence[LevelResult], team: str, training: InstanceSet, library: Library) -> Limits:

@@ -26,6 +26,7 @@ from rlmix.policy.network import PolicyNetwork
 CHEAP = catalogue("cheap")
 LIBRARY = Library(CHEAP, None, "cpu")
 TRAINING = digits_set("train", 6)
+PROVENANCE = {"commit": "c0ffee", "hardware": "two cores", "date": "2026-11-21", "command": "rlmix agent evaluate"}
 
 
 def level(name: str, gains: dict[str, float], *, batch_size: int = 32) -> LevelResult:
@@ -91,7 +92,7 @@ def test_facts_of_an_instance_are_those_of_its_net_and_images() -> None:
 
 def test_a_card_states_the_differences_in_points_and_survives_the_disk(tmp_path) -> None:
     """What users read about a policy is computed from the study, not typed."""
-    found = released(policy(), RESULTS, "learned", TRAINING, notes={"hours": 1.5})
+    found = released(policy(), RESULTS, "learned", TRAINING, provenance=PROVENANCE, notes={"hours": 1.5})
     save(tmp_path, found)
     again = load(tmp_path)
     card = again.card
@@ -102,7 +103,7 @@ def test_a_card_states_the_differences_in_points_and_survives_the_disk(tmp_path)
     assert first["to"]["none"] == pytest.approx([8.0, 8.0, 8.0])
     assert first["accuracy"] == pytest.approx(100 * (0.525 + 0.05))
     assert (first["instances"], first["replicates"], card["results"]["seeds"]) == (6, 2, 1)
-    assert card["results"]["commit"]
+    assert card["results"]["commit"] == "c0ffee"
     limits = limits_of(card, CHEAP)
     assert limits is not None
     assert limits.otherwise == "mixup-1"
@@ -111,13 +112,19 @@ def test_a_card_states_the_differences_in_points_and_survives_the_disk(tmp_path)
 def test_notes_cannot_replace_what_is_computed_and_nothing_is_said_without_a_study() -> None:
     """A card with a typed result would be believed like a measured one."""
     with pytest.raises(InputError, match=r"must not replace .* got `results`"):
-        released(policy(), RESULTS, "learned", TRAINING, notes={"results": {}})
+        released(policy(), RESULTS, "learned", TRAINING, provenance=PROVENANCE, notes={"results": {}})
     with pytest.raises(InputError, match="there is no level"):
-        released(policy(), (), "learned", InstanceSet("none", TRAINING.instances, 8))
+        released(policy(), (), "learned", InstanceSet("none", TRAINING.instances, 8), provenance=PROVENANCE)
 
 
 def study(*trainings: Training) -> Study:
-    return Study(trainings=trainings, results=RESULTS, report={}, machines={"two cores": 8}, policies=len(trainings))
+    return Study(
+        trainings=trainings,
+        results=RESULTS,
+        report={"provenance": PROVENANCE},
+        machines={"two cores": 8},
+        policies=len(trainings),
+    )
 
 
 def training(seed: int, gain: float, digest: str = TRAINING.digest) -> Training:
