@@ -13,6 +13,7 @@ from rlmix.ops.rng import Streams as Streams
 from rlmix.plan import MixPlan as MixPlan
 from rlmix.policy.controller import MixController as MixController
 from rlmix.policy.decision import Decision as Decision
+from rlmix.policy.remote import connect as connect
 from rlmix.types import MixedBatch as MixedBatch
 from rlmix.types import MixInputs as MixInputs
 
@@ -27,6 +28,7 @@ __all__ = [
     "RlmixError",
     "Streams",
     "apply",
+    "connect",
     "methods",
     "mix",
     "mixed_accuracy",

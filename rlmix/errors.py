@@ -11,6 +11,10 @@
     ├── CheckpointError (ValueError)     a checkpoint that is damaged or of another run
     ├── OutputError (OSError)            an output folder that cannot be written
     ├── EnvError (ValueError)            a call that the environment cannot answer
+    ├── ServiceError (ConnectionError)   the policy service is away, or answers what no service answers
+    ├── StorageError (OSError)           a database that is damaged, in use, or of another version
+    │   ├── MissingError (LookupError)   nothing is stored under this name
+    │   └── ConflictError (ValueError)   something else is stored under this name
     └── MissingDependencyError (ImportError)  an optional package that is not installed
 
 Each class also inherits the builtin that a caller would expect. Messages say what was given, what was expected and
@@ -65,6 +69,22 @@ class OutputError(RlmixError, OSError):
 
 class EnvError(RlmixError, ValueError):
     """The environment was asked for something it cannot do."""
+
+
+class ServiceError(RlmixError, ConnectionError):
+    """The policy service is away, refuses a request, or answers what no service answers."""
+
+
+class StorageError(RlmixError, OSError):
+    """The service's database is damaged, in use by another process, or of another version."""
+
+
+class MissingError(StorageError, LookupError):
+    """Nothing is stored under a name."""
+
+
+class ConflictError(StorageError, ValueError):
+    """Something else is stored under a name, and what is stored never changes."""
 
 
 class MissingDependencyError(RlmixError, ImportError):

@@ -18,6 +18,8 @@ from rlmix.cli.gallery import EXAMPLES as GALLERY_EXAMPLES
 from rlmix.cli.gallery import gallery
 from rlmix.cli.instances import app as instances
 from rlmix.cli.policy import app as policy
+from rlmix.cli.serve import EXAMPLES as SERVE_EXAMPLES
+from rlmix.cli.serve import serve
 from rlmix.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from rlmix.cli.train import train
 from rlmix.errors import RlmixError
@@ -36,6 +38,7 @@ app.command(epilog=DEMO_EXAMPLES)(demo)
 app.add_typer(agent, name="agent")
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.add_typer(policy, name="policy")
+app.command(epilog=SERVE_EXAMPLES)(serve)
 app.add_typer(instances, name="instances")
 app.add_typer(bench, name="bench")
 app.command(epilog=GALLERY_EXAMPLES)(gallery)

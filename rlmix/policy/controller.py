@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ from rlmix.plan import MixPlan
 from rlmix.policy.artifact import load
 from rlmix.policy.decision import Decision
 from rlmix.policy.observer import Batch, Training, check_pair
+from rlmix.policy.remote import source_of
 from rlmix.policy.sources import Learned
-from rlmix.policy.sources import source as resolve
 from rlmix.saliency.bank import SaliencyBank, check_mirrored
 from rlmix.saliency.input_gradient import input_gradient
 from rlmix.types import SaliencySource
@@ -45,6 +46,7 @@ class CloseReport:
         outside: at how many decisions an observation entry was outside the range that the policy was trained on (and
             was clipped to it); entries that never were are left out.
         fallback: the entry that took the policy's place, in a training outside the limits of its card; None otherwise.
+        origins: how many decisions came from where, of a policy service's training; otherwise empty.
     """
 
     steps: int
@@ -52,6 +54,7 @@ class CloseReport:
     decisions: int
     outside: Mapping[str, int]
     fallback: str | None
+    origins: Mapping[str, int]
 
     @property
     def text(self) -> str:
@@ -59,6 +62,8 @@ class CloseReport:
         text = f"mixed {self.steps} of {self.total_steps} steps with {self.decisions} decisions"
         if self.fallback is not None:
             text = f"{text}, all of them `{self.fallback}` since the policy is outside its limits"
+        if self.origins:
+            text = f"{text} ({', '.join(f'{count} {origin}' for origin, count in self.origins.items())})"
         if not self.outside:
             return f"{text}."
         entries = ", ".join(f"{name} {count}x" for name, count in self.outside.items())
@@ -74,15 +79,16 @@ class MixController:
     waits for the device.
 
     Args:
-        source: a policy directory, "default" for the policy of this package, a Decision, a method or its name, or a
-            `rlmix.policy.sources.Schedule`.
+        source: a policy directory, "default" for the policy of this package, a Decision, a method or its name, a
+            `rlmix.policy.sources.Schedule`, or the address of a policy service (`rlmix.connect` takes options).
         num_classes: C of the targets.
         total_steps: calls in the whole training; after them the last decision stays.
         seed: in [0, 2**63); equal seeds mix equally.
         num_examples: training examples.
         validation: images and labels for the policy to look at, or a function that returns them at each decision.
         explore: draw from the policy's distribution instead of taking the most probable entry.
-        allow: names of the catalogue entries that may be chosen; None allows all.
+        allow: names of the catalogue entries that may be chosen; None allows all. What stands in for a policy service
+            that was never reached has entries of its own, all of which may be chosen.
         saliency: where methods with saliency get their maps from. None: the gradient of the model that is given in the
             call, a pass of its own. A function (images, labels) -> maps [B, h, w], such as
             `rlmix.saliency.Detector()`: that. A `SaliencyBank`: the bank, which the training's own backward pass
@@ -162,17 +168,17 @@ class MixController:
             check=check,
         )
         self._seed, self._explore, self._limits = seed, explore, limits
-        self._source = resolve(source)
+        self._source = source_of(source)
         self._points = self._source.points(total_steps)
         self._observer = self._source.observer(self._training)
-        self._allowed = _allowed(self._source.names, allow)
+        self._allowed = _allowed(self._source.names, None if self._source.stands_in else allow)
         self._plain = self._allowed & torch.tensor([not method.needs_saliency for method in self._source.methods])
         self._step, self._number, self._begun, self._entry = 0, 0, 0, 0
         self._method = self._source.methods[0]
         self._seen: tuple[Tensor | None, Tensor] | None = None
         self._log: list[tuple[int, Decision]] = []
         self._fallback: int | None = None
-        self._closed = False
+        self._report: CloseReport | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments: Any) -> MixController:
@@ -323,19 +329,36 @@ class MixController:
                 raise
             raise CheckpointError(f"the controller's state is damaged ({error!r}).") from error
 
+    def report(self, **values: float) -> None:
+        """Tell a policy service what came of the decision in force: once for each decision, finite numbers by name.
+
+        What counts at the end is `val_accuracy`, in [0, 1], and `val_tsnll`, the negative log-likelihood of the
+        temperature-scaled predictions, both on images that were not trained on. Other sources learn nothing from it.
+
+        Raises:
+            InputError: there is no decision yet, or a value is no finite number.
+        """
+        if not self._log:
+            raise InputError("`report` tells what came of a decision, and none was taken yet.")
+        wrong = [name for name, value in values.items() if not math.isfinite(float(value))]
+        if wrong or not values:
+            raise InputError(f"`report` takes finite numbers by name, got {values!r}.")
+        self._source.report(self._number - 1, {name: float(value) for name, value in values.items()})
+
     def close(self) -> CloseReport:
-        """Return what was done, and log it once (logger `rlmix`, level INFO)."""
-        report = CloseReport(
+        """Return what was done, and log it once (logger `rlmix`, level INFO); a service is told what it missed."""
+        if self._report is not None:
+            return self._report
+        self._report = CloseReport(
             steps=self._step,
             total_steps=self._training.total_steps,
             decisions=len(self._log),
             outside=self._observer.outside,
             fallback=None if self._fallback is None else self._source.names[self._fallback],
+            origins=self._source.close(finished=self._step >= self._training.total_steps),
         )
-        if not self._closed:
-            _LOGGER.info("%s", report.text)
-        self._closed = True
-        return report
+        _LOGGER.info("%s", self._report.text)
+        return self._report
 
     def _decide(self, model: nn.Module | None) -> None:
         """Take the decision that is due now."""

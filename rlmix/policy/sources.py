@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -29,11 +29,14 @@ class AbstractSource(ABC):
         names: the entries' names.
         decisions: what they mean.
         methods: the methods, built once.
+        stands_in: whether these are the entries of something that stands in for the source that was asked for, so
+            that their names may be others.
     """
 
     names: tuple[str, ...]
     decisions: tuple[Decision, ...]
     methods: tuple[AbstractMethod, ...]
+    stands_in: bool = False
 
     @abstractmethod
     def points(self, total_steps: int) -> tuple[int, ...]:
@@ -71,6 +74,18 @@ class AbstractSource(ABC):
     @abstractmethod
     def outside(self, facts: Facts) -> tuple[int, str] | None:
         """Return which entry to keep to in a training that it should not decide for, and why; None if it should."""
+
+    @abstractmethod
+    def report(self, number: int, values: Mapping[str, float]) -> None:
+        """Take notice of what came of a decision; a source that learns nothing from it forgets it."""
+
+    @abstractmethod
+    def close(self, *, finished: bool) -> Mapping[str, int]:
+        """Let go of what it holds, and return how many decisions came from where; empty where there is one place.
+
+        Args:
+            finished: whether the training came to its end.
+        """
 
 
 @final
@@ -112,6 +127,13 @@ class Fixed(AbstractSource):
     def outside(self, facts: Facts) -> tuple[int, str] | None:
         """Return None."""
         return None
+
+    def report(self, number: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def close(self, *, finished: bool) -> Mapping[str, int]:
+        """Return that there is one place."""
+        return {}
 
 
 @final
@@ -167,6 +189,13 @@ class Schedule(AbstractSource):
         """Return None."""
         return None
 
+    def report(self, number: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def close(self, *, finished: bool) -> Mapping[str, int]:
+        """Return that there is one place."""
+        return {}
+
 
 @final
 class Learned(AbstractSource):
@@ -212,6 +241,13 @@ class Learned(AbstractSource):
         if self._limits is None or not broken:
             return None
         return self.names.index(self._limits.otherwise), "; ".join(broken)
+
+    def report(self, number: int, values: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def close(self, *, finished: bool) -> Mapping[str, int]:
+        """Return that there is one place."""
+        return {}
 
 
 @functools.singledispatch

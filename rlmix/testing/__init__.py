@@ -1,6 +1,7 @@
-"""Contract suites that third parties can run on their own methods (needs pytest)."""
+"""Contract suites that third parties can run on their own methods and storages (needs pytest)."""
 
 from rlmix.testing.methods import MethodContract as MethodContract
 from rlmix.testing.methods import OperationCounter as OperationCounter
+from rlmix.testing.storage import StorageContract as StorageContract
 
-__all__ = ["MethodContract", "OperationCounter"]
+__all__ = ["MethodContract", "OperationCounter", "StorageContract"]

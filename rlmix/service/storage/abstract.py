@@ -1,0 +1,131 @@
+"""What a storage promises; `rlmix.testing.StorageContract` says it in code."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from rlmix.service.records import Alias, DecisionRecord, Feedback, PolicyVersion, Run, Spec
+
+PAGE = 500
+"""The most rows that one call returns."""
+
+
+class AbstractStorage(ABC):
+    """Keeps projects, policies, runs, decisions and feedback.
+
+    A call that returns has stored what it says: neither the end of the process nor a second call can take it back.
+    Every write is on a name that the caller chose, so repeating one is harmless: it returns what is stored, and False.
+    A write of something else under a name that is taken raises ConflictError and changes nothing. Calls may come from
+    several threads. Names are checked by the callers.
+
+    Every method raises StorageError where the database cannot answer, and MissingError where a project, policy, run,
+    version, alias, decision or blob that it names is not there.
+    """
+
+    @abstractmethod
+    def create_project(self, project: str) -> bool:
+        """Make a project; say whether it is new."""
+
+    @abstractmethod
+    def projects(self) -> tuple[str, ...]:
+        """Return the names of all projects, sorted."""
+
+    @abstractmethod
+    def put_blob(self, data: bytes) -> tuple[str, bool]:
+        """Keep bytes under their SHA-256; return it, and whether they are new."""
+
+    @abstractmethod
+    def blob(self, digest: str) -> bytes:
+        """Return the bytes that have this SHA-256."""
+
+    @abstractmethod
+    def add_version(self, project: str, policy: str, document: str, tensors: str) -> tuple[PolicyVersion, bool]:
+        """Add a version of a policy, which is made if need be; the same document gives the same version.
+
+        Args:
+            project: name.
+            policy: name.
+            document: SHA-256 of a blob that is there.
+            tensors: SHA-256 of a blob that is there.
+        """
+
+    @abstractmethod
+    def version(self, project: str, policy: str, number: int) -> PolicyVersion:
+        """Return a version."""
+
+    @abstractmethod
+    def versions(self, project: str, policy: str, after: int, limit: int) -> Sequence[PolicyVersion]:
+        """Return up to `limit` versions with numbers above `after`, ascending."""
+
+    @abstractmethod
+    def set_alias(self, project: str, policy: str, alias: str, number: int, revision: int) -> Alias:
+        """Let an alias lead to a version, if it was set `revision` times before (0: never).
+
+        Raises:
+            ConflictError: somebody else has set it since.
+        """
+
+    @abstractmethod
+    def alias(self, project: str, policy: str, alias: str) -> Alias:
+        """Return where an alias leads."""
+
+    @abstractmethod
+    def create_run(self, project: str, run: str, policy: str, alias: str, spec: Spec) -> tuple[Run, bool]:
+        """Begin a run, pinned to the version that the alias leads to now.
+
+        Raises:
+            ConflictError: there is a run of this name with another policy, alias or spec.
+        """
+
+    @abstractmethod
+    def run(self, project: str, run: str) -> Run:
+        """Return a run."""
+
+    @abstractmethod
+    def runs(self, project: str, after: str, limit: int) -> Sequence[Run]:
+        """Return up to `limit` runs whose names come after `after`, by name."""
+
+    @abstractmethod
+    def finish_run(self, project: str, run: str) -> Run:
+        """End a run, if it goes on. Decisions that were taken before may still arrive."""
+
+    @abstractmethod
+    def put_decision(self, project: str, run: str, record: DecisionRecord) -> tuple[DecisionRecord, bool]:
+        """Store a decision; return the one that is stored from now on, and whether it is this one.
+
+        The first decision of the origin "server" wins over later ones, whatever they answer. One of another origin
+        was carried out by the client already, so it must be what is stored.
+
+        Raises:
+            ConflictError: this number is stored with another question; a decision of the client differs from what is
+                stored; or the service is asked in a run that has ended.
+        """
+
+    @abstractmethod
+    def decision(self, project: str, run: str, seq: int) -> DecisionRecord:
+        """Return a decision."""
+
+    @abstractmethod
+    def decisions(self, project: str, run: str, after: int, limit: int) -> Sequence[DecisionRecord]:
+        """Return up to `limit` decisions with numbers above `after`, ascending."""
+
+    @abstractmethod
+    def put_feedback(self, project: str, run: str, feedback: Feedback) -> tuple[Feedback, bool]:
+        """Store what came of a decision that is stored; `received` may differ on repetition.
+
+        Raises:
+            ConflictError: other values are stored.
+        """
+
+    @abstractmethod
+    def feedback(self, project: str, run: str, seq: int) -> Feedback:
+        """Return what came of a decision."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Prove that something can be written."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish what was begun, and let go of the database. A second call does nothing."""

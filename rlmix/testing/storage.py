@@ -1,0 +1,266 @@
+"""What every storage of the policy service promises, as a pytest class.
+
+A storage of your own is tested by a subclass with a fixture:
+
+    class TestMyStorage(StorageContract):
+        @pytest.fixture
+        def storage(self):
+            storage = MyStorage()
+            yield storage
+            storage.close()
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from rlmix.errors import ConflictError, MissingError, StorageError
+from rlmix.service.records import DecisionRecord, Feedback, PolicyVersion, Spec
+from rlmix.service.storage.abstract import AbstractStorage
+
+SPEC: Spec = {"total_steps": 100, "num_classes": 10, "num_examples": None, "label/data": "digits"}
+
+
+def record(seq: int, **changes: Any) -> DecisionRecord:
+    """Return a decision of the service."""
+    made = DecisionRecord(
+        seq=seq,
+        step=10 * seq,
+        observation=bytes(range(20)),
+        allowed=(0, 2, 3),
+        explore=2**63 - 1,
+        origin="server",
+        entry=2,
+        decision='{"method": "cutmix", "params": {}, "probability": 1.0}',
+        probability=0.1 + 0.2,
+        value=-1e-300,
+        issued=1_800_000_000_000_000 + seq,
+    )
+    return replace(made, **changes)
+
+
+def policy_in(storage: AbstractStorage, project: str = "p", policy: str = "q", text: bytes = b"one") -> PolicyVersion:
+    """Add a version of a policy and let the alias `a` lead to it."""
+    storage.create_project(project)
+    document, tensors = storage.put_blob(text)[0], storage.put_blob(b"tensors")[0]
+    version, _ = storage.add_version(project, policy, document, tensors)
+    try:
+        revision = storage.alias(project, policy, "a").revision
+    except MissingError:
+        revision = 0
+    storage.set_alias(project, policy, "a", version.number, revision)
+    return version
+
+
+def run_in(storage: AbstractStorage, run: str = "r") -> AbstractStorage:
+    """Begin a run of such a policy."""
+    policy_in(storage)
+    storage.create_run("p", run, "q", "a", SPEC)
+    return storage
+
+
+class StorageContract:
+    """Tests that any storage passes; each begins with an empty one."""
+
+    @pytest.fixture
+    def storage(self) -> AbstractStorage:
+        """Return an empty storage. Subclasses override this, and close it afterwards."""
+        raise NotImplementedError
+
+    def test_a_project_is_made_once(self, storage: AbstractStorage) -> None:
+        """A client that repeats itself after a lost reply must not fail."""
+        assert storage.create_project("b")
+        assert storage.create_project("a")
+        assert not storage.create_project("b")
+        assert storage.projects() == ("a", "b")
+
+    def test_a_blob_is_what_its_digest_says(self, storage: AbstractStorage) -> None:
+        """A digest is all that versions keep of a policy."""
+        for data in (b"", b"\x00\xff" * 1000):
+            digest, new = storage.put_blob(data)
+            assert (digest, new) == (hashlib.sha256(data).hexdigest(), True)
+            assert storage.put_blob(data) == (digest, False)
+            assert storage.blob(digest) == data
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda storage: storage.blob("0" * 64),
+            lambda storage: storage.add_version("p", "q", "0" * 64, "1" * 64),
+            lambda storage: storage.add_version("nobody", "q", *2 * [hashlib.sha256(b"one").hexdigest()]),
+            lambda storage: storage.version("p", "q", 7),
+            lambda storage: storage.version("p", "nobody", 1),
+            lambda storage: storage.versions("nobody", "q", 0, 1),
+            lambda storage: storage.alias("p", "q", "nobody"),
+            lambda storage: storage.set_alias("p", "q", "a", 7, 1),
+            lambda storage: storage.create_run("p", "new", "q", "nobody", SPEC),
+            lambda storage: storage.create_run("nobody", "new", "q", "a", SPEC),
+            lambda storage: storage.run("p", "nobody"),
+            lambda storage: storage.runs("nobody", "", 1),
+            lambda storage: storage.finish_run("p", "nobody"),
+            lambda storage: storage.put_decision("p", "nobody", record(0)),
+            lambda storage: storage.decision("p", "r", 7),
+            lambda storage: storage.decisions("p", "nobody", -1, 1),
+            lambda storage: storage.put_feedback("p", "r", Feedback(seq=7, values={"x": 1.0}, received=0)),
+            lambda storage: storage.feedback("p", "r", 7),
+        ],
+    )
+    def test_what_is_not_there_is_missing(
+        self, storage: AbstractStorage, call: Callable[[AbstractStorage], object]
+    ) -> None:
+        """Anything but a MissingError would be answered as a fault of the service."""
+        run_in(storage)
+        with pytest.raises(MissingError):
+            call(storage)
+
+    def test_the_same_document_is_the_same_version(self, storage: AbstractStorage) -> None:
+        """A learner that publishes again after a crash must not make a version twice."""
+        first, second = policy_in(storage), policy_in(storage, text=b"two")
+        assert (first.number, second.number) == (1, 2)
+        assert storage.add_version("p", "q", first.document, first.tensors) == (first, False)
+        assert storage.version("p", "q", 2) == second
+        assert list(storage.versions("p", "q", 0, 10)) == [first, second]
+        assert list(storage.versions("p", "q", 1, 10)) == [second]
+        assert list(storage.versions("p", "q", 0, 1)) == [first]
+
+    def test_policies_of_two_projects_are_apart(self, storage: AbstractStorage) -> None:
+        """Equal names must not lead into somebody else's project."""
+        mine, other = policy_in(storage), policy_in(storage, project="other", text=b"two")
+        assert storage.alias("p", "q", "a").version == mine
+        assert storage.alias("other", "q", "a").version == other
+
+    def test_an_alias_moves_only_from_where_it_was_seen(self, storage: AbstractStorage) -> None:
+        """Two learners that promote at once must not undo each other, nor must a way there and back go unseen."""
+        policy_in(storage)
+        policy_in(storage, text=b"two")
+        assert storage.alias("p", "q", "a").revision == 2
+        back = storage.set_alias("p", "q", "a", 1, 2)
+        assert (back.version.number, back.revision) == (1, 3)
+        for revision in (0, 1, 2, 4):
+            with pytest.raises(ConflictError):
+                storage.set_alias("p", "q", "a", 2, revision)
+        assert storage.alias("p", "q", "a") == back
+
+    def test_a_run_keeps_the_version_that_it_began_with(self, storage: AbstractStorage) -> None:
+        """A training must not change its policy because somebody promotes another."""
+        run_in(storage)
+        before = storage.run("p", "r")
+        policy_in(storage, text=b"two")
+        assert storage.create_run("p", "r", "q", "a", SPEC) == (before, False)
+        assert storage.run("p", "r") == before
+        assert (before.version.number, before.state, before.spec, before.ended) == (1, "active", SPEC, None)
+        assert storage.create_run("p", "s", "q", "a", SPEC)[0].version.number == 2
+
+    def test_a_run_of_another_kind_under_the_same_name_is_refused(self, storage: AbstractStorage) -> None:
+        """Two trainings that share a name would write into each other's record."""
+        run_in(storage)
+        policy_in(storage, policy="other")
+        before = storage.run("p", "r")
+        for policy, alias, spec in (("q", "a", {**SPEC, "total_steps": 99}), ("other", "a", SPEC), ("q", "b", SPEC)):
+            with pytest.raises(ConflictError):
+                storage.create_run("p", "r", policy, alias, spec)
+        assert storage.run("p", "r") == before
+
+    def test_runs_come_in_pages(self, storage: AbstractStorage) -> None:
+        """Every run once, whatever the size of a page."""
+        for name in ("c", "a", "b"):
+            run_in(storage, name)
+        assert [run.name for run in storage.runs("p", "", 2)] == ["a", "b"]
+        assert [run.name for run in storage.runs("p", "b", 2)] == ["c"]
+        assert list(storage.runs("p", "c", 2)) == []
+
+    def test_a_run_ends_once(self, storage: AbstractStorage) -> None:
+        """A repeated end must not move the time of the first; what a client did before may still arrive."""
+        run_in(storage)
+        ended = storage.finish_run("p", "r")
+        assert ended.state == "finished"
+        assert ended.ended is not None
+        assert storage.finish_run("p", "r") == ended
+        with pytest.raises(ConflictError):
+            storage.put_decision("p", "r", record(0))
+        assert storage.put_decision("p", "r", record(0, origin="snapshot"))[1]
+
+    def test_a_decision_is_read_as_it_was_written(self, storage: AbstractStorage) -> None:
+        """A replay must be equal to the last bit, extreme numbers included."""
+        run_in(storage)
+        plain = record(2**53 - 1, allowed=None, explore=None, probability=None, value=None, observation=b"")
+        for wanted in (record(3), plain, record(0, explore=0, allowed=(0,), probability=5e-324)):
+            assert storage.put_decision("p", "r", wanted) == (wanted, True)
+            assert storage.decision("p", "r", wanted.seq) == wanted
+        assert [one.seq for one in storage.decisions("p", "r", -1, 10)] == [0, 3, 2**53 - 1]
+        assert [one.seq for one in storage.decisions("p", "r", 0, 1)] == [3]
+
+    def test_a_decision_never_changes(self, storage: AbstractStorage) -> None:
+        """The answer that a client acts on is the first one, also where a new process would answer otherwise."""
+        run_in(storage)
+        first = record(0)
+        storage.put_decision("p", "r", first)
+        assert storage.put_decision("p", "r", record(0, entry=3, probability=0.5, issued=7)) == (first, False)
+        assert storage.put_decision("p", "r", record(0, origin="snapshot")) == (first, False)
+        others: tuple[dict[str, Any], ...] = (
+            {"step": 9},
+            {"observation": b"other"},
+            {"allowed": None},
+            {"explore": None},
+            {"origin": "held", "entry": 3},
+        )
+        for changes in others:
+            with pytest.raises(ConflictError):
+                storage.put_decision("p", "r", record(0, **changes))
+        assert storage.decision("p", "r", 0) == first
+
+    def test_feedback_needs_its_decision_and_never_changes(self, storage: AbstractStorage) -> None:
+        """What a learner has read must not be another thing later."""
+        run_in(storage)
+        storage.put_decision("p", "r", record(0))
+        given = Feedback(seq=0, values={"val_accuracy": 0.1 + 0.2, "n": -1e300}, received=5)
+        assert storage.put_feedback("p", "r", given) == (given, True)
+        assert storage.put_feedback("p", "r", replace(given, received=9)) == (given, False)
+        with pytest.raises(ConflictError):
+            storage.put_feedback("p", "r", replace(given, values={"val_accuracy": 0.3}))
+        assert storage.feedback("p", "r", 0) == given
+
+    def test_of_writers_at_once_one_wins(self, storage: AbstractStorage) -> None:
+        """Two replicas of one client that ask at the same moment must act alike."""
+        run_in(storage)
+
+        def ask(writer: int) -> list[tuple[DecisionRecord, bool]]:
+            return [storage.put_decision("p", "r", record(seq, entry=writer)) for seq in range(20)]
+
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(ask, range(4)))
+        for seq, stored in enumerate(storage.decisions("p", "r", -1, 100)):
+            assert stored.seq == seq
+            assert [answer[seq][0] for answer in answers] == 4 * [stored]
+            assert sum(answer[seq][1] for answer in answers) == 1
+        assert len(storage.decisions("p", "r", -1, 100)) == 20
+
+    def test_what_fails_leaves_what_is_written_beside_it(self, storage: AbstractStorage) -> None:
+        """Writes that are committed together must not fail together."""
+        run_in(storage)
+        storage.put_decision("p", "r", record(0))
+
+        def write(seq: int) -> bool:
+            wanted = record(seq) if seq % 2 else record(0, step=seq + 1)
+            try:
+                return storage.put_decision("p", "r", wanted)[1]
+            except ConflictError:
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(write, range(2, 42))) == [seq % 2 == 1 for seq in range(2, 42)]
+        assert len(storage.decisions("p", "r", 0, 100)) == 20
+
+    def test_a_closed_storage_says_so(self, storage: AbstractStorage) -> None:
+        """A write that waits for ever would keep a request, and with it a training."""
+        storage.check()
+        storage.close()
+        storage.close()
+        with pytest.raises(StorageError):
+            storage.create_project("p")
