@@ -41,5 +41,5 @@ bench:
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: install
-	$(BIN)/python scripts/docs.py README.md docs/*.md
+	$(BIN)/python scripts/docs.py README.md docs/*.md docs/results/*.md
 	$(BIN)/python -m pytest -q tests/test_readme.py $(ARGS)

@@ -20,6 +20,7 @@ from rlmix.methods.method import AbstractMethod
 from rlmix.methods.registry import get, names
 from rlmix.methods.table import cards, full_table, table
 from rlmix.ops import rng
+from rlmix.policy.artifact import DEFAULT, load
 from rlmix.policy.codec import catalogue
 from rlmix.policy.signals import ENTRIES
 from rlmix.testing.methods import OperationCounter, batch_of
@@ -136,12 +137,38 @@ def entries() -> str:
     return "\n".join(["| action | name | Decision | in `cheap` |", "| --- | --- | --- | --- |", *rows])
 
 
+BASELINES = {
+    "uniform-cheap": "uniform random",
+    "none": "no mixing",
+    "best-fixed": "best fixed",
+    "best-fixed-per-budget": "best fixed per budget",
+    "oracle": "unbiased oracle",
+}
+
+
+def default() -> str:
+    """Return what the policy of the package was measured to do, as its card has it."""
+    results = load(DEFAULT).card["results"]
+    head = ["level", "trainings", *BASELINES.values()]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join('---' for _ in head)} |"]
+    for level in results["levels"]:
+        cells = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*level["to"][name]) for name in BASELINES]
+        lines.append(f"| {level['name']} | {level['instances']} x {level['replicates']} | {' | '.join(cells)} |")
+    note = (
+        "Difference in accuracy on test images, policy minus baseline, in points, with 95 % intervals over instances, "
+        f"trainings and {results['seeds']} agent seeds. Commit {results['commit'][:7]}, {results['hardware']}, "
+        f"{results['date'][:10]}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "methods": table,
     "methods-in-full": methods,
     "cards": cards,
     "observation": observation,
     "catalogue": entries,
+    "default": default,
 }
 
 
