@@ -71,6 +71,7 @@ def test_the_wheel_holds_types_and_licence_but_no_tests_and_configs(wheel: Path)
     """Without `py.typed` a user's type checker sees nothing; configurations belong to the checkout."""
     names = zipfile.ZipFile(wheel).namelist()
     assert "rlmix/py.typed" in names
+    assert {"rlmix/policy/shipped/policy.json", "rlmix/policy/shipped/policy.safetensors"} <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if "tests/" in name or "configs/" in name]
 
