@@ -17,6 +17,7 @@ from rlmix.cli.progress import INTERRUPTED, PROCESSES, THREADS, counting_bar, to
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rlmix.envs.block import Library
     from rlmix.envs.instances import Instance, InstanceSet
     from rlmix.envs.reference import Table
 
@@ -105,18 +106,12 @@ def table(
     """
     from rlmix._files import write_text
     from rlmix.envs.block import Library
-    from rlmix.envs.reference import References
     from rlmix.policy import codec
     from rlmix.training.loop import choose_device
 
     instances, entries = _part(recipe, part, limit), codec.catalogue(catalogue)
     library = Library(entries, data_dir, choose_device(device))
-    try:
-        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json)) as count:
-            found = References(instances, library, count, processes).table()
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
-        raise typer.Exit(INTERRUPTED) from None
+    (found,) = _tables([instances], library, processes, threads, quiet=as_json)
     if out is not None:
         write_text(out, _csv(found))
     summary = _summary(
@@ -150,18 +145,12 @@ def headroom(
     """
     from rlmix.agents.headroom import headroom as measured
     from rlmix.envs.block import Library
-    from rlmix.envs.reference import References
     from rlmix.policy import codec
     from rlmix.training.loop import choose_device
 
     known, judged = _part(recipe, "train", limit), _part(judge or recipe, "validation", limit)
     library = Library(codec.catalogue(catalogue), data_dir, choose_device(device))
-    try:
-        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json)) as count:
-            tables = [References(part, library, count, processes).table() for part in (known, judged)]
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
-        raise typer.Exit(INTERRUPTED) from None
+    tables = _tables([known, judged], library, processes, threads, quiet=as_json)
     found = measured(tables[0], known, tables[1], judged, library, seed=seed)
     if as_json:
         rows = [{**asdict(row), "entries": dict(zip(tables[0].entries, row.entries, strict=True))} for row in found]
@@ -182,6 +171,18 @@ def headroom(
             ", ".join(f"{name} {many}" for name, many in zip(tables[0].entries, row.entries, strict=True) if many),
         )
     Console(soft_wrap=True).print(grid)
+
+
+def _tables(sets: Sequence[InstanceSet], library: Library, processes: int, threads: int, *, quiet: bool) -> list[Table]:
+    """Return the reference tables of sets with a progress bar; what is finished outlives an interruption."""
+    from rlmix.envs.reference import References
+
+    try:
+        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=quiet)) as count:
+            return [References(part, library, count, processes).table() for part in sets]
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _part(recipe: str, part: str, limit: int | None) -> InstanceSet:

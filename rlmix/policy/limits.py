@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, final
 
+import torch
+
 from rlmix.errors import PolicyError, nearest
 from rlmix.policy.codec import Catalogue
 from rlmix.policy.signals import Context
@@ -87,8 +89,9 @@ def facts_of(context: Context) -> Facts:
         "side": (context.height * context.width).sqrt(),
         "parameters": context.num_params,
     }
-    values = {name: float(value) for name, value in known.items()}
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+    # Read at once: each reading of its own would wait for the device.
+    values = zip(known, torch.stack(list(known.values())).flatten().tolist(), strict=True)
+    return {name: value for name, value in values if not math.isnan(value)}
 
 
 def _number(value: float) -> str:

@@ -138,7 +138,7 @@ class Observer(AbstractObserver):
         self._history = History.initial(1, policy.catalogue)
         self._batch_size = 0
         self._size = (0, 0)
-        self._facts: Facts = {}
+        self._context: Context | None = None
 
     def see(self, images: Tensor, labels: Tensor, steps_left: int) -> None:
         """Note the batch's form, and keep a copy if the next decision will look at it."""
@@ -178,7 +178,7 @@ class Observer(AbstractObserver):
             width=self._size[1],
             num_params=None if model is None else sum(part.numel() for part in unwrap(model).parameters()),
         )
-        self._facts = facts_of(context)
+        self._context = context
         catalogue = self._policy.catalogue
         row = signals(context, self._history, step, probe=probe, val=val, catalogue=catalogue)[0].cpu()
         observation = row[self._columns]
@@ -192,7 +192,7 @@ class Observer(AbstractObserver):
     @property
     def facts(self) -> Facts:
         """What was known of the training when it was last looked at; empty before."""
-        return self._facts
+        return {} if self._context is None else facts_of(self._context)
 
     @property
     def outside(self) -> Mapping[str, int]:

@@ -280,18 +280,22 @@ def _project(connection: Connection, project: str) -> int:
 
 
 def _policy(connection: Connection, project: str, policy: str) -> int:
-    owner = _project(connection, project)
-    found = select(policies.c.id).where(policies.c.project_id == owner, policies.c.name == policy)
-    number: int | None = connection.scalar(found)
+    number = _known_policy(connection, _project(connection, project), policy)
     if number is None:
         raise MissingError(f"the project `{project}` has no policy `{policy}`. Add a version of it first.")
     return number
 
 
+def _known_policy(connection: Connection, owner: int, policy: str) -> int | None:
+    """Return the number of a project's policy, if it has it."""
+    found = select(policies.c.id).where(policies.c.project_id == owner, policies.c.name == policy)
+    number: int | None = connection.scalar(found)
+    return number
+
+
 def _policy_made(connection: Connection, project: str, policy: str) -> int:
     owner = _project(connection, project)
-    found = select(policies.c.id).where(policies.c.project_id == owner, policies.c.name == policy)
-    if connection.scalar(found) is None:
+    if _known_policy(connection, owner, policy) is None:
         connection.execute(insert(policies).values(project_id=owner, name=policy))
     return _policy(connection, project, policy)
 
