@@ -83,7 +83,8 @@ class PPOConfig:
         hidden: widths of the hidden layers of actor and critic.
         head_start: how often each training instance is trained to see what observations are like, so that the policy
             can be fitted to the reference table of all entries before it tries any (`rlmix.agents.head_start`); 0 for
-            no head start. The table is computed once for an instance set: 2 E trainings of each instance.
+            no head start. The table is computed once for an instance set: 2 E trainings of each instance, whose last
+            quarter and eighth are trained once more without a mix.
         forks: K, to take advantages from K forks of each training at each decision instead of the critic (`Vine`),
             which costs K (H + 1) / 2 times the trainings' steps on top; 0 for the critic.
         evaluate_every: waves between two evaluations on validation instances; 0 evaluates at the end only.
@@ -217,12 +218,15 @@ def train_ppo(
 
         def lead(model: PPO) -> None:
             library = Library(actions.catalogue, config.data_dir, device)
-            table = References(training, library, None, config.processes).table()
-            gained = dict(zip(table.instances, head_start.gains(table, actions.catalogue), strict=True))
-            observations, ids = head_start.rollouts(
+            references = References(training, library, None, config.processes)
+            finishes = references.finishes(head_start.kept_decisions(horizon))
+            gained = head_start.gains(references.table(), finishes, actions.catalogue)
+            observations, held, ids = head_start.rollouts(
                 env.pool, training, passes=config.head_start, seed=config.seed, ranges=ranges
             )
-            head_start.fit(model.policy, observations, torch.stack([gained[name] for name in ids]), seed=config.seed)
+            rows = torch.tensor([training.ids.index(name) for name in ids])
+            worth = head_start.goals(gained[rows], held, actions.catalogue, horizon)
+            head_start.fit(model.policy, observations, worth, seed=config.seed)
 
         looks = Evaluations(config.evaluate_every, look)
         vines = [Vine(env.pool, config.forks)] if config.forks and isinstance(env.pool, Pool) else []

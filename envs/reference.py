@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, final
@@ -21,7 +21,7 @@ from rlmix._workers import Workers
 from rlmix.envs.block import Block, Library, Slot, buckets
 from rlmix.envs.dynamics import Visible
 from rlmix.envs.instances import Instance, InstanceSet
-from rlmix.envs.reward import uniform_entry
+from rlmix.envs.reward import clean_entry, uniform_entry
 from rlmix.errors import CheckpointError
 from rlmix.ops import rng
 from rlmix.policy.codec import Catalogue
@@ -83,6 +83,7 @@ class References:
         self._digest = sha256_of(content.encode())
         folder = Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "rlmix")
         self.path = writable_folder(folder / "reference") / f"{instances.name}-{self._digest[:16]}.json"
+        self._horizon = instances.horizon
         self._rows = self._read()
 
     def of(self, instances: Sequence[Instance]) -> Tensor:
@@ -111,20 +112,45 @@ class References:
         found = self._read_out(self._set.instances, names)
         return Table(self._set.ids, names, found[..., 0], found[..., 1])
 
+    def finishes(self, kept: Sequence[int]) -> Tensor:
+        """Return the scores of all instances when each entry is kept at first, and nothing is mixed after that.
+
+        The trainings are those of `table` up to there: both differ by the finish alone.
+
+        Args:
+            kept: for how many decisions, each between 1 and the horizon less 1.
+
+        Returns:
+            S, float64 [n, E, len(kept), REPLICATES].
+
+        Raises:
+            EnvError: the catalogue has no entry that mixes nothing.
+            OutputError: the file cannot be written.
+        """
+        catalogue = self._library.catalogue
+        clean = catalogue.names[clean_entry(catalogue)]
+        self._complete(self._set.instances, catalogue.names, sorted(kept))
+        # Nothing changes where nothing is mixed anyway.
+        columns = [[name if name == clean else _finish(name, count) for count in kept] for name in catalogue.names]
+        return torch.stack([self._read_out(self._set.instances, names)[..., 0] for names in columns], 1)
+
     def _read_out(self, instances: Sequence[Instance], entries: Sequence[str]) -> Tensor:
         """Return known rows, float64 [n, E, REPLICATES, 2]: score and accuracy."""
         rows = [[self._rows[_row_name(one)][entry] for entry in entries] for one in instances]
         return torch.tensor(rows, dtype=torch.float64)
 
-    def _complete(self, instances: Sequence[Instance], entries: Sequence[str]) -> None:
+    def _complete(self, instances: Sequence[Instance], entries: Sequence[str], kept: Sequence[int] = ()) -> None:
         """Compute and write what is not known yet."""
         wanted = {_row_name(one): one for one in instances}
+        clean = self._library.catalogue.names[clean_entry(self._library.catalogue)] if kept else ""
         tasks = []
         for entry in entries:
-            lacking = [one for name, one in wanted.items() if entry not in self._rows.get(name, {})]
+            finishes = () if entry == clean else tuple(kept)
+            columns = {entry, *(_finish(entry, count) for count in finishes)}
+            lacking = [one for name, one in wanted.items() if not columns <= self._rows.get(name, {}).keys()]
             for rows in buckets(lacking):
                 parts = (rows[start : start + _STACKED] for start in range(0, len(rows), _STACKED))
-                tasks += [_Task(entry, tuple(lacking[row] for row in part)) for part in parts]
+                tasks += [_Task(entry, finishes, self._horizon, tuple(lacking[row] for row in part)) for part in parts]
         if not tasks:
             return
         done, total = 0, sum(len(task.instances) for task in tasks)
@@ -132,17 +158,18 @@ class References:
         here = self._library
         with Workers(self._processes, _open_library, here.catalogue, here.data_dir, str(here.device)) as workers:
             found = workers.map(tasks, here=lambda task: _trained(here, task), there=_trained_there)
-            for task, replicates in zip(tasks, found, strict=True):
-                self._keep(task.entry, task.instances, replicates)
+            for task, columns in zip(tasks, found, strict=True):
+                self._keep(task.instances, columns)
                 done += len(task.instances)
                 self._tell(done, total)
 
-    def _keep(self, entry: str, instances: Sequence[Instance], replicates: Sequence[list[list[float]]]) -> None:
+    def _keep(self, instances: Sequence[Instance], columns: Mapping[str, list[list[list[float]]]]) -> None:
         # Another process may have written its rows meanwhile.
         for name, row in self._read().items():
             self._rows[name] = {**row, **self._rows.get(name, {})}
-        for one, values in zip(instances, replicates, strict=True):
-            self._rows.setdefault(_row_name(one), {})[entry] = values
+        for column, replicates in columns.items():
+            for one, values in zip(instances, replicates, strict=True):
+                self._rows.setdefault(_row_name(one), {})[column] = values
         document = {"schema": _SCHEMA, "digest": self._digest, "rows": self._rows}
         write_text(self.path, json.dumps(document) + "\n")
 
@@ -166,25 +193,45 @@ class References:
 
 
 class _Task(NamedTuple):
-    """Instances of one bucket that are trained under one entry."""
+    """Instances of one bucket that are trained under one entry, and finished without a mix after some decisions."""
 
     entry: str
+    finishes: tuple[int, ...]
+    horizon: int
     instances: tuple[Instance, ...]
 
 
-def _trained(library: Library, task: _Task) -> list[list[list[float]]]:
-    """Train, and return score and accuracy of each instance's replicates."""
+def _trained(library: Library, task: _Task) -> dict[str, list[list[list[float]]]]:
+    """Train, and return score and accuracy of each instance's replicates, by column of the table."""
     slots = [
         Slot(instance=instance, key=key, visible=Visible())
         for instance in task.instances
         for key in reference_keys(instance)
     ]
     block = Block.begin(library, slots)
-    block.advance([library.catalogue.index(task.entry)] * len(slots), 0, task.instances[0].total_steps)
+    entries = [library.catalogue.index(task.entry)] * len(slots)
+    found, done, total = {}, 0, task.instances[0].total_steps
+    for kept in task.finishes:
+        first = kept * total // task.horizon
+        block.advance(entries, done, first)
+        fork, done = block.select(range(len(slots)), slots), first
+        fork.advance([clean_entry(library.catalogue)] * len(slots), done, total)
+        found[_finish(task.entry, kept)] = _pairs(fork, task)
+    block.advance(entries, done, total)
+    return {**found, task.entry: _pairs(block, task)}
+
+
+def _pairs(block: Block, task: _Task) -> list[list[list[float]]]:
+    """Return score and accuracy of each instance's replicates."""
     scores = block.scores()
     both = torch.stack([scores.score, scores.accuracy], 1)
     pairs: list[list[list[float]]] = both.view(len(task.instances), REPLICATES, 2).tolist()
     return pairs
+
+
+def _finish(entry: str, kept: int) -> str:
+    """Return the table's column of an entry that is kept for some decisions, and followed by no mix."""
+    return f"{entry}, {kept} decisions"
 
 
 # Of a process that only computes references.
@@ -195,7 +242,7 @@ def _open_library(catalogue: Catalogue, data_dir: str | os.PathLike[str] | None,
     _LIBRARIES[:] = [Library(catalogue, data_dir, device)]
 
 
-def _trained_there(task: _Task) -> list[list[list[float]]]:
+def _trained_there(task: _Task) -> dict[str, list[list[list[float]]]]:
     return _trained(_LIBRARIES[0], task)
 
 

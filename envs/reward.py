@@ -80,3 +80,15 @@ def uniform_entry(catalogue: Catalogue) -> int:
         )
     named = [entry for entry in mixtures if catalogue.names[entry] == "uniform"]
     return max(named or mixtures, key=lambda entry: len(catalogue.decisions[entry].usage()))
+
+
+def clean_entry(catalogue: Catalogue) -> int:
+    """Return the entry that mixes nothing.
+
+    Raises:
+        EnvError: the catalogue has none.
+    """
+    for entry, decision in enumerate(catalogue.decisions):
+        if decision.method == "none":
+            return entry
+    raise EnvError(f"the catalogue has no entry `none`, only {', '.join(catalogue.names)}. Add one.")

@@ -12,8 +12,9 @@ from rlmix.envs.block import Library
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Pool
 from rlmix.envs.reference import CACHE_VARIABLE, References, reference_keys
-from rlmix.errors import CheckpointError, OutputError
-from rlmix.policy.codec import catalogue
+from rlmix.errors import CheckpointError, EnvError, OutputError
+from rlmix.policy.codec import Catalogue, catalogue
+from rlmix.policy.decision import Decision
 
 ENTRIES = catalogue("cheap")
 
@@ -46,6 +47,35 @@ def test_a_reference_is_the_mean_of_two_uniform_trainings(many):
         _, _, _, info = pool.step([ENTRIES.index("uniform-cheap")] * 2)
     expected = info["score"].mean().item()
     assert references(many).of([instance]).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_finish_is_a_training_that_mixes_no_more(many):
+    """By the pool itself, to the bit; and what has no finish is what it is without one."""
+    scores = references(many).finishes([2, 3])
+    clean, mixed = ENTRIES.index("none"), ENTRIES.index("mixup-1")
+    instance = many.instances[4]
+    for place, kept in enumerate((2, 3)):
+        pool = Pool(many, seeds=[0], catalogue=ENTRIES, reward=None)
+        pool.begin([instance] * 2, reference_keys(instance))
+        for decision in range(4):
+            _, _, _, info = pool.step([mixed if decision < kept else clean] * 2)
+        assert torch.equal(scores[4, mixed, place], torch.as_tensor(info["score"]))
+    assert len({tuple(row) for row in scores[4, mixed].tolist()}) == 2
+    calls = []
+    again = references(many, calls)
+    assert torch.equal(again.finishes([3, 2]), scores.flip(2))
+    both = again.table().scores
+    assert calls == []
+    again.path.unlink()
+    assert torch.equal(references(many).table().scores, both)
+    assert torch.equal(scores[:, clean, 0], both[:, clean])
+
+
+def test_a_finish_needs_an_entry_that_mixes_nothing(many):
+    """Another entry in its place would be another thing."""
+    mixed = Catalogue({"mixup": Decision("mixup"), "uniform": Decision("uniform", {"members": (Decision("mixup"),)})})
+    with pytest.raises(EnvError, match="no entry `none`"):
+        References(many, Library(mixed, None, "cpu"), None).finishes([2])
 
 
 def test_what_is_known_is_not_computed_again_also_by_another_process(many):
