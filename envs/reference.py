@@ -158,8 +158,8 @@ class References:
         here = self._library
         with Workers(self._processes, _open_library, here.catalogue, here.data_dir, str(here.device)) as workers:
             found = workers.map(tasks, here=lambda task: _trained(here, task), there=_trained_there)
-            for task, columns in zip(tasks, found, strict=True):
-                self._keep(task.instances, columns)
+            for task, trained in zip(tasks, found, strict=True):
+                self._keep(task.instances, trained)
                 done += len(task.instances)
                 self._tell(done, total)
 
