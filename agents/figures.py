@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -14,13 +16,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from rlmix._files import write_bytes
 from rlmix.agents.baselines.fixed import uniform_entry
 from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE
 from rlmix.agents.report import Run
 from rlmix.agents.results import Comparison, LevelResult, measured
 from rlmix.agents.statistics import Floats, performance_profile
 from rlmix.errors import InputError
-from rlmix.monitor.figures import GRID, INK, NOTE, PALETTE, SMALLEST_SHARE, UNMIXED, colours, tidy
+from rlmix.monitor.figures import GRID, INK, NOTE, PALETTE, SMALLEST_SHARE, UNMIXED, colours, png, tidy
 
 # Inches; on a page 800 pixels wide a text of 10 points is then 14 pixels high.
 _WIDTH = 8.0
@@ -264,6 +267,31 @@ def forest_figure(results: Sequence[LevelResult], team: str) -> Figure:
     panels[-1].set_xlabel(f"accuracy of {team} minus baseline, points (mean, 95 % interval)")
     _legend(figure, panels)
     return figure
+
+
+def study_figures(results: Sequence[LevelResult], team: str) -> dict[str, Figure]:
+    """Return the figures of a study by name: the choices on each level, the profiles, and the differences.
+
+    Raises:
+        UnknownNameError: no such team was evaluated.
+    """
+    return {
+        **{f"choices-{place}": choice_figure(result, team) for place, result in enumerate(results)},
+        "profiles": profile_figure(results, team),
+        "differences": forest_figure(results, team),
+    }
+
+
+def write_figures(folder: str | os.PathLike[str], figures: Mapping[str, Figure]) -> list[Path]:
+    """Write figures into a folder, which is made if need be, as PNG; return their paths.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    paths = [Path(folder) / f"{name}.png" for name in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        write_bytes(path, png(figure))
+    return paths
 
 
 def _runs(result: LevelResult, team: str) -> list[Run]:

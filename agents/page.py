@@ -12,17 +12,16 @@ from typing import Any, final
 
 import yaml
 
-from rlmix._files import writable_folder, write_bytes, write_text
+from rlmix._files import writable_folder, write_text
 from rlmix.agents.agent import LearnedAgent
 from rlmix.agents.comparison import LEARNED
 from rlmix.agents.figures import (
     WORDS,
     baselines,
-    choice_figure,
     compared,
-    forest_figure,
     learning_figure,
-    profile_figure,
+    study_figures,
+    write_figures,
 )
 from rlmix.agents.history import Training, names_of, read_training
 from rlmix.agents.ledger import Record, read
@@ -40,7 +39,6 @@ from rlmix.agents.replay import BLIND
 from rlmix.agents.results import FEW, REPLAYED, STATIC, Comparison, LevelResult
 from rlmix.agents.statistics import Interval
 from rlmix.errors import CheckpointError, InputError
-from rlmix.monitor.figures import png
 from rlmix.policy.signals import names
 
 PAGE = "figures.md"
@@ -126,14 +124,7 @@ def write_page(study: Study, folder: str | os.PathLike[str]) -> Path:
     """
     target = writable_folder(folder)
     curves = dict(zip(names_of(study.trainings), (training.curve for training in study.trainings), strict=True))
-    figures = {
-        "learning-curves": learning_figure(curves),
-        **{f"choices-{place}": choice_figure(result, LEARNED) for place, result in enumerate(study.results)},
-        "profiles": profile_figure(study.results, LEARNED),
-        "differences": forest_figure(study.results, LEARNED),
-    }
-    for name, figure in figures.items():
-        write_bytes(target / f"{name}.png", png(figure))
+    write_figures(target, {"learning-curves": learning_figure(curves), **study_figures(study.results, LEARNED)})
     for name, settings in _settings(study.trainings).items():
         write_text(target / name, yaml.safe_dump(dict(settings), sort_keys=False))
     write_text(target / PAGE, "\n".join(_page(study)) + "\n")

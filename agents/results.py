@@ -1,26 +1,21 @@
-"""What a study says: comparisons of agents level by level, as tables, CSV, JSON and figures."""
+"""What a study says: comparisons of agents level by level, as tables, CSV and JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from rlmix._files import write_bytes
 from rlmix.agents.agent import AbstractAgent
 from rlmix.agents.baselines.fixed import uniform_entry
-from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE
-from rlmix.agents.report import Report, Run, budget_ranges
+from rlmix.agents.report import Report, budget_ranges
 from rlmix.agents.statistics import (
     Floats,
     Interval,
@@ -29,13 +24,11 @@ from rlmix.agents.statistics import (
     improvements,
     iqm,
     mean,
-    performance_profile,
     worst_decile,
 )
 from rlmix.envs.instances import Instance
 from rlmix.envs.reward import LIMIT, SCALE
 from rlmix.errors import UnknownNameError, nearest
-from rlmix.monitor.figures import difference_figure, learning_curve_figure, png, probability_figure, share_figure
 from rlmix.policy.codec import Catalogue
 
 # What stands behind a member's name where its choices were replayed, or drawn from their frequencies.
@@ -46,8 +39,6 @@ STATIC = "~static"
 _STRATUM = 5
 # A percentile interval over fewer independent units covers clearly less than it says.
 FEW = 10
-_THRESHOLDS = 201
-_NOISES = (0.0, 0.1, 0.2, 0.3, 1.0)
 _INTERVALS = ("iqm", "mean", "improvement", "worst", "z_iqm", "z_mean", "ts_nll", "ece")
 
 
@@ -293,43 +284,6 @@ def document(results: Sequence[LevelResult]) -> list[dict[str, Any]]:
     ]
 
 
-def write_figures(folder: str | os.PathLike[str], results: Sequence[LevelResult], team: str) -> list[Path]:
-    """Draw the figures of one team into a folder; return their paths.
-
-    For each level: performance profile, differences to every baseline, shares of methods by progress, by epochs and by
-    label noise. Over all levels: the differences to the strongest baselines.
-
-    Args:
-        folder: created if need be.
-        results: levels.
-        team: name of the team.
-
-    Raises:
-        UnknownNameError: no such team was evaluated.
-        OutputError: the folder cannot be written.
-    """
-    figures: dict[str, Figure] = {}
-    overall: list[tuple[str, float, float, float]] = []
-    for result in results:
-        result.team(team)
-        rows = [row for row in result.comparisons() if row.agent == team]
-        points = [(row.to, 100 * row.iqm.estimate, 100 * row.iqm.low, 100 * row.iqm.high) for row in rows]
-        label = f"IQM difference of {team} in accuracy, points"
-        figures[f"differences-{result.name}"] = difference_figure(points, x_label=label)
-        shown = [BEST_FIXED, BEST_PER_BUDGET, ORACLE, uniform_entry(result.catalogue)]
-        overall += [
-            (f"{result.name}: {name}", middle, low, high) for name, middle, low, high in points if name in shown
-        ]
-        figures[f"profile-{result.name}"] = _profile_figure(result, team)
-        figures |= {f"{name}-{result.name}": figure for name, figure in _choice_figures(result, team).items()}
-    figures["differences"] = difference_figure(overall, x_label=f"IQM difference of {team} in accuracy, points")
-    paths = []
-    for name, figure in figures.items():
-        paths.append(Path(folder) / f"{name}.png")
-        write_bytes(paths[-1], png(figure))
-    return paths
-
-
 def _table(result: LevelResult, condition: str, comparisons: Sequence[Comparison]) -> Table:
     runs = len(result.instances), len({run.replicate for run in result.reports[condition].runs})
     # What is drawn again and again: instances, or of a single one its replicates.
@@ -372,87 +326,6 @@ def _paired(first: Floats, second: Floats, *, together: bool) -> tuple[Floats, F
     if together or second.shape[1] == 1:
         return first, second
     return first[:, :, None, :], second[:, None, :, :]
-
-
-def _profile_figure(result: LevelResult, team: str) -> Figure:
-    """Return the share of runs that gain more than a threshold over uniform random mixing."""
-    report = result.reports["steps"]
-    uniform = measured(report, [uniform_entry(result.catalogue)], "accuracy")
-    named = {team: list(result.team(team).members)}
-    named |= {name: [name] for name in (ORACLE, BEST_FIXED, BEST_PER_BUDGET, "none") if name in report.agents}
-    gains = {name: 100 * (measured(report, members, "accuracy") - uniform) for name, members in named.items()}
-    joined = np.concatenate([values.ravel() for values in gains.values()])
-    low, high = np.quantile(joined, [0.01, 0.99]).tolist()
-    thresholds = np.linspace(low, high, _THRESHOLDS)
-    return learning_curve_figure(
-        thresholds.tolist(),
-        {name: performance_profile(values, thresholds).tolist() for name, values in gains.items()},
-        x_label="gain in accuracy over uniform random mixing, points",
-        y_label="share of runs above",
-    )
-
-
-def _choice_figures(result: LevelResult, team: str) -> dict[str, Figure]:
-    """Return how often the team used each method: by progress, by epochs and by label noise."""
-    report, known = result.reports["steps"], {instance.id: instance for instance in result.instances}
-    runs = [run for member in result.team(team).members for run in report.of(member)]
-    horizon = len(runs[0].actions)
-    methods = _methods(result.catalogue, runs)
-    by_decision = [
-        _shares(result.catalogue, methods, [run.actions[place : place + 1] for run in runs]) for place in range(horizon)
-    ]
-    figures = {
-        "methods-by-progress": probability_figure(
-            [place / horizon for place in range(horizon)],
-            {method: [shares[method] for shares in by_decision] for method in methods},
-        )
-    }
-    epochs = np.unique(np.quantile([run.epochs for run in runs], [1 / 3, 2 / 3, 1.0])).tolist()
-    for name, label, bounds, values in (
-        ("methods-by-epochs", "epochs", epochs, [run.epochs for run in runs]),
-        ("methods-by-noise", "share of wrong labels", _NOISES, [known[run.instance].noise for run in runs]),
-    ):
-        figures[name] = _binned_figure(result.catalogue, runs, bounds, values, label)
-    return figures
-
-
-def _binned_figure(
-    catalogue: Catalogue, runs: Sequence[Run], bounds: Sequence[float], values: Sequence[float], label: str
-) -> Figure:
-    """Return the methods' shares in ranges of values: up to the first bound, and from each bound to the next."""
-    places = np.searchsorted(bounds, values, side="left")
-    methods = _methods(catalogue, runs)
-    names, shares = [], []
-    for place in sorted(set(places.tolist())):
-        inside = [run.actions for run, own in zip(runs, places, strict=True) if own == place]
-        names.append(f"up to {bounds[place]:.3g}" if place == 0 else f"{bounds[place - 1]:.3g} to {bounds[place]:.3g}")
-        shares.append(_shares(catalogue, methods, inside))
-    return share_figure(names, {method: [row[method] for row in shares] for method in methods}, x_label=label)
-
-
-def _methods(catalogue: Catalogue, runs: Sequence[Run]) -> tuple[str, ...]:
-    """Return the catalogue's methods, and those that are used besides."""
-    used = dict.fromkeys(action for run in runs for action in run.actions)
-    return tuple(
-        dict.fromkeys([*catalogue.methods, *(method for action in used for method in _usage(catalogue, action))])
-    )
-
-
-def _usage(catalogue: Catalogue, action: str) -> Mapping[str, float]:
-    """Return the share of images that each method gets; an action that is no entry is a method and its parameters."""
-    if action in catalogue.names:
-        return catalogue.decisions[catalogue.index(action)].usage()
-    return {action.partition("(")[0]: 1.0}
-
-
-def _shares(catalogue: Catalogue, methods: Sequence[str], traces: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return how much of the images each method mixed; a mixture counts as its members."""
-    chosen = list(itertools.chain.from_iterable(traces))
-    shares = dict.fromkeys(methods, 0.0)
-    for action in chosen:
-        for method, share in _usage(catalogue, action).items():
-            shares[method] += share / len(chosen)
-    return shares
 
 
 def _points(interval: Interval) -> str:

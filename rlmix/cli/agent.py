@@ -456,7 +456,8 @@ def _write_study(
 ) -> dict[str, object]:
     """Write report, tables and figures; return the report."""
     from rlmix._files import write_text
-    from rlmix.agents.results import comparisons_csv, document, tables_text, write_figures
+    from rlmix.agents.figures import study_figures, write_figures
+    from rlmix.agents.results import comparisons_csv, document, tables_text
     from rlmix.monitor.provenance import command, commit, hardware, now, versions
 
     found: dict[str, object] = {
@@ -476,7 +477,7 @@ def _write_study(
     write_text(out / REPORT, json.dumps(found, indent=2) + "\n")
     write_text(out / TABLE, comparisons_csv(rows))
     write_text(out / TEXT, tables_text(results))
-    write_figures(out / FIGURES, results, LEARNED)
+    write_figures(out / FIGURES, study_figures(results, LEARNED))
     return found
 
 

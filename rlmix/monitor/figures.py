@@ -110,30 +110,6 @@ def probability_figure(progress: Sequence[float], probabilities: Mapping[str, Se
     return figure
 
 
-def share_figure(groups: Sequence[str], shares: Mapping[str, Sequence[float]], *, x_label: str) -> Figure:
-    """Return the shares of the methods in several groups, as bars that are stacked to 1.
-
-    Args:
-        groups: what each bar is of.
-        shares: one value in [0, 1] for each group, by method.
-        x_label: what distinguishes the groups.
-
-    Raises:
-        InputError: as many values as groups are needed.
-    """
-    figure, axes = _empty(7.2, 3.6)
-    floors = [0.0] * len(groups)
-    for (name, values), colour in zip(shares.items(), colours(list(shares)), strict=True):
-        _check_length(name, values, len(groups))
-        axes.bar(groups, values, bottom=floors, color=colour, edgecolor="white", linewidth=0.6, label=name)
-        floors = [floor + value for floor, value in zip(floors, values, strict=True)]
-    axes.set(xlabel=x_label, ylabel="share of images", ylim=(0.0, 1.0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-    return figure
-
-
 def difference_figure(rows: Sequence[tuple[str, float, float, float]], *, x_label: str) -> Figure:
     """Return differences with their intervals, one below the other, beside a line at no difference.
 

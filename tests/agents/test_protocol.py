@@ -13,6 +13,7 @@ from rlmix.agents import protocol as under_test
 from rlmix.agents.agent import AbstractAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent
 from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE
+from rlmix.agents.figures import study_figures, write_figures
 from rlmix.agents.ledger import read
 from rlmix.agents.protocol import (
     COSTS,
@@ -28,7 +29,7 @@ from rlmix.agents.protocol import (
     scaled_steps,
 )
 from rlmix.agents.replay import replay
-from rlmix.agents.results import REPLAYED, STATIC, write_figures
+from rlmix.agents.results import REPLAYED, STATIC
 from rlmix.envs.instances import Family, Recipe
 from rlmix.envs.pool import Pool
 from rlmix.errors import CheckpointError, ConfigError, InputError
@@ -269,7 +270,7 @@ def test_policies_with_actions_of_their_own_are_compared_with_the_same_baselines
     (again,) = evaluate_levels({"hybrid": [agent]}, [LEVEL], short, out=tmp_path, resume=True)
     assert again.reports == result.reports
     assert any("(" in action for run in report.of("hybrid") for action in run.actions)
-    assert write_figures(tmp_path / "figures", [result], "hybrid")
+    assert len(write_figures(tmp_path / "figures", study_figures([result], "hybrid"))) == 3
 
 
 def test_agent_that_learns_begins_each_block_as_it_was_given(study):

@@ -21,11 +21,9 @@ from rlmix.agents.results import (
     comparisons_csv,
     document,
     tables_text,
-    write_figures,
 )
 from rlmix.agents.statistics import holm
 from rlmix.envs.instances import digits_set
-from rlmix.errors import UnknownNameError
 from rlmix.policy.codec import catalogue
 
 CHEAP = catalogue("cheap")
@@ -157,16 +155,3 @@ def test_table_csv_and_json_tell_the_same_numbers(result):
     (again,) = (one for one in level["conditions"]["steps"] if (one["agent"], one["to"]) == ("learned", ORACLE))
     assert again["z_iqm"] == {"estimate": row.z_iqm.estimate, "low": row.z_iqm.low, "high": row.z_iqm.high}
     assert level["count"] == 12
-
-
-def test_figures_are_drawn_for_every_level(result, tmp_path):
-    """A figure that fails does so after the last training, when hours are gone."""
-    paths = write_figures(tmp_path / "figures", [result], "learned")
-    names = {path.stem for path in paths}
-    assert names == {
-        "differences", "differences-L0", "profile-L0", "methods-by-progress-L0", "methods-by-epochs-L0",
-        "methods-by-noise-L0",
-    }  # fmt: skip
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-    with pytest.raises(UnknownNameError, match="Did you mean `learned`?"):
-        write_figures(tmp_path, [result], "learnd")

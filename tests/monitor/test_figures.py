@@ -21,7 +21,6 @@ from rlmix.monitor.figures import (
     mixed_figure,
     png,
     probability_figure,
-    share_figure,
     soft_label,
 )
 
@@ -76,17 +75,6 @@ def test_the_probabilities_fill_the_whole() -> None:
     assert top[:, 0].max() == 1.0
     edge = axes.collections[0].get_paths()[0].vertices
     assert {(0.5, 0.25), (0.5, 0.75), (1.0, 0.75)} <= {(float(x), float(y)) for x, y in edge}
-
-
-def test_the_shares_of_every_group_are_stacked_to_the_whole() -> None:
-    """Bars that begin at 0 each would hide one another."""
-    figure = share_figure(["few", "many"], {"none": [0.25, 0.5], "mixup": [0.75, 0.5]}, x_label="epochs")
-    (axes,) = figure.axes
-    assert [(bar.get_y(), bar.get_height()) for bar in axes.patches] == [(0, 0.25), (0, 0.5), (0.25, 0.75), (0.5, 0.5)]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["few", "many"]
-    assert axes.get_xlabel() == "epochs"
-    with pytest.raises(InputError, match="`none` must hold 2 values, got 1"):
-        share_figure(["few", "many"], {"none": [1.0]}, x_label="epochs")
 
 
 def test_differences_are_written_out() -> None:
