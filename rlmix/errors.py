@@ -15,6 +15,7 @@
     ├── StorageError (OSError)           a database that is damaged, in use, or of another version
     │   ├── MissingError (LookupError)   nothing is stored under this name
     │   └── ConflictError (ValueError)   something else is stored under this name
+    │       └── FencedError              somebody else goes on with this run, or holds this lease
     └── MissingDependencyError (ImportError)  an optional package that is not installed
 
 Each class also inherits the builtin that a caller would expect. Messages say what was given, what was expected and
@@ -85,6 +86,10 @@ class MissingError(StorageError, LookupError):
 
 class ConflictError(StorageError, ValueError):
     """Something else is stored under a name, and what is stored never changes."""
+
+
+class FencedError(ConflictError):
+    """Somebody else has claimed a run, or taken a lease, since: whoever had it before must not write any more."""
 
 
 class MissingDependencyError(RlmixError, ImportError):

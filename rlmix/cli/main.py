@@ -12,14 +12,18 @@ from rich.markup import escape
 
 from rlmix.cli.agent import app as agent
 from rlmix.cli.bench import app as bench
+from rlmix.cli.db import app as db
 from rlmix.cli.demo import EXAMPLES as DEMO_EXAMPLES
 from rlmix.cli.demo import demo
 from rlmix.cli.gallery import EXAMPLES as GALLERY_EXAMPLES
 from rlmix.cli.gallery import gallery
 from rlmix.cli.instances import app as instances
+from rlmix.cli.learn import EXAMPLES as LEARN_EXAMPLES
+from rlmix.cli.learn import learn
 from rlmix.cli.policy import app as policy
 from rlmix.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from rlmix.cli.serve import serve
+from rlmix.cli.token import app as token
 from rlmix.cli.train import EXAMPLES as TRAIN_EXAMPLES
 from rlmix.cli.train import train
 from rlmix.errors import RlmixError
@@ -39,6 +43,9 @@ app.add_typer(agent, name="agent")
 app.command(epilog=TRAIN_EXAMPLES)(train)
 app.add_typer(policy, name="policy")
 app.command(epilog=SERVE_EXAMPLES)(serve)
+app.add_typer(token, name="token")
+app.command(epilog=LEARN_EXAMPLES)(learn)
+app.add_typer(db, name="db")
 app.add_typer(instances, name="instances")
 app.add_typer(bench, name="bench")
 app.command(epilog=GALLERY_EXAMPLES)(gallery)

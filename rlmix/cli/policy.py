@@ -1,4 +1,4 @@
-"""`rlmix policy show`: what a learned policy is and does."""
+"""`rlmix policy`: what a learned policy is and does, and policies to begin learning with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from rlmix.policy.artifact import LearnedPolicy
 
-app = typer.Typer(help="Look at learned policies.", rich_markup_mode="markdown", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at learned policies, and make untrained ones.", rich_markup_mode="markdown", no_args_is_help=True
+)
 
 _EXAMPLES = """
 Examples:
@@ -29,13 +31,15 @@ Examples:
 
 - `rlmix policy show runs/demo/agent/policy --json`
 """
+_NEW_EXAMPLES = """
+Examples:
+
+- `rlmix policy new runs/policy`
+
+- `rlmix policy new runs/policy --catalogue v0 --horizon 16 --hidden 128 64`
+"""
 # From improbable to certain.
 _STYLES = ("dim", "default", "bold", "bold reverse")
-
-
-@app.callback()
-def _group() -> None:
-    """Keep `show` a command of its own, although it is the only one."""
 
 
 @app.command(epilog=_EXAMPLES)
@@ -84,6 +88,27 @@ def show(
             (entry["name"], *(_values(row["parameters"][entry["name"]]) for row in described["probabilities"]))
             for entry in ranges if entry["parameters"]
         ])  # fmt: skip
+
+
+@app.command(epilog=_NEW_EXAMPLES)
+def new(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    catalogue: Annotated[str, typer.Option(help="What it chooses from: cheap, or v0 with saliency methods.")] = "cheap",
+    horizon: Annotated[int, typer.Option(help="Decisions in a training.", min=1)] = 8,
+    hidden: Annotated[tuple[int, int], typer.Option(help="Widths of the two hidden layers.")] = (64, 64),
+    seed: Annotated[int, typer.Option(help="Seed of the hidden weights.", min=0, max=2**32 - 1)] = 0,
+) -> None:
+    """Write an untrained policy: it chooses each entry with the same probability, and `rlmix learn` can train it."""
+    from rlmix.errors import OutputError
+    from rlmix.policy.artifact import DOCUMENT, save
+    from rlmix.policy.codec import catalogue as known
+    from rlmix.policy.untrained import untrained
+
+    if (folder / DOCUMENT).exists():
+        raise OutputError(f"`{folder}` already holds a policy. Give another folder, or delete it.")
+    entries = known(catalogue)
+    save(folder, untrained(entries, horizon=horizon, hidden=hidden, seed=seed))
+    typer.echo(f"An untrained policy over {', '.join(entries.names)} is in {folder}.")
 
 
 def _meaning(name: str) -> str:

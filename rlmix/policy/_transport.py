@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import json
 import os
 import socket
 import ssl
 import threading
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from rlmix.errors import ConfigError, ServiceError
 from rlmix.ops import rng
@@ -30,10 +33,52 @@ class Reply:
     body: bytes
     retry_after: float
 
+    @property
+    def parsed(self) -> Mapping[str, Any]:
+        """The JSON object in the body; empty if there is none."""
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def kind(self) -> str:
+        """The kind of a problem (RFC 9457), or nothing of replies that are none."""
+        return str(self.parsed.get("title", ""))
+
+    @property
+    def text(self) -> str:
+        """The beginning of the body, to read."""
+        return self.body[:300].decode("utf-8", "replace")
+
+
+class AbstractTransport(ABC):
+    """Carries requests to a service and replies back. Calls come from one thread at a time."""
+
+    @abstractmethod
+    def call(self, method: str, path: str, body: bytes | None, *, seconds: float, limit: int) -> Reply:
+        """Return the reply to a request that may be repeated without harm.
+
+        Args:
+            method: of HTTP.
+            path: after the address.
+            body: JSON, or None.
+            seconds: after which no answer is one, the lookup of the name and everything else included.
+            limit: the most bytes of a reply.
+
+        Raises:
+            ServiceError: no reply in time, or one too large.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the service; the next call begins anew."""
+
 
 @final
-class Transport:
-    """Speaks to one service. Calls come from one thread at a time; one connection is kept between them.
+class Transport(AbstractTransport):
+    """Speaks to one service over HTTP. Calls come from one thread at a time; one connection is kept between them.
 
     Args:
         url: `http://HOST:PORT` or `https://HOST:PORT`, perhaps with a path in front of all others.
@@ -61,18 +106,7 @@ class Transport:
         self._process = os.getpid()
 
     def call(self, method: str, path: str, body: bytes | None, *, seconds: float, limit: int) -> Reply:
-        """Return the reply to a request that may be repeated without harm, which is done once.
-
-        Args:
-            method: of HTTP.
-            path: after the address.
-            body: JSON, or None.
-            seconds: after which no answer is one, the lookup of the name and everything else included.
-            limit: the most bytes of a reply.
-
-        Raises:
-            ServiceError: no reply in time, or one too large.
-        """
+        """Return the reply to a request; if the first attempt fails early, it is made once more."""
         end = time.monotonic() + seconds
         try:
             reply = self._once(method, path, body, end, limit)

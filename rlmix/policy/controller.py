@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from rlmix.methods.method import AbstractMethod
 from rlmix.ops import rng
 from rlmix.ops.rng import Streams
 from rlmix.plan import MixPlan
+from rlmix.policy import _ranks
 from rlmix.policy.artifact import load
 from rlmix.policy.decision import Decision
 from rlmix.policy.observer import Batch, Training, check_pair
@@ -78,9 +80,16 @@ class MixController:
     `observe` add signals that a learned policy can read; it works without each of them. Between decisions nothing
     waits for the device.
 
+    In a distributed training (`torch.distributed.init_process_group` first) each process has a controller, made and
+    called alike. Where a policy decides, the first process does so for all, by one small broadcast at each decision; an
+    error there ends all of them. What the others see of the training does not count.
+
+    As a context manager it closes itself; an exception that leaves the block is told to a policy service.
+
     Args:
         source: a policy directory, "default" for the policy of this package, a Decision, a method or its name, a
-            `rlmix.policy.sources.Schedule`, or the address of a policy service (`rlmix.connect` takes options).
+            `rlmix.policy.sources.Schedule`, or the address of a policy service or of its database (`rlmix.connect`
+            takes options).
         num_classes: C of the targets.
         total_steps: calls in the whole training; after them the last decision stays.
         seed: in [0, 2**63); equal seeds mix equally.
@@ -176,6 +185,8 @@ class MixController:
         self._step, self._number, self._begun, self._entry = 0, 0, 0, 0
         self._method = self._source.methods[0]
         self._seen: tuple[Tensor | None, Tensor] | None = None
+        self._question: _Question | None = None
+        self._joint = _ranks.several()
         self._log: list[tuple[int, Decision]] = []
         self._fallback: int | None = None
         self._report: CloseReport | None = None
@@ -225,10 +236,14 @@ class MixController:
         labels = check(images, labels, self._training.num_classes, check=False)
         remembered = None if self._bank is None else _remembered(self._bank, images, ids, mirrored)
         if self._number < len(self._points):
-            steps_left = self._points[self._number] - self._step
-            self._observer.see(images, labels.argmax(1) if dense else labels, steps_left)
-            if steps_left == 0:
-                self._decide(model)
+            due = self._points[self._number]
+            if self._question is None:
+                steps_left = due - self._ahead(due) - self._step
+                self._observer.see(images, labels.argmax(1) if dense else labels, steps_left)
+                if steps_left == 0:
+                    self._question = self._look(model, due)
+            if self._question is not None and due == self._step:
+                self._decide(self._question)
         if remembered is not None and self._refresh_every is not None and self._step % self._refresh_every == 0:
             labels = check(images, labels, self._training.num_classes, check=self._training.check)
             remembered.update(_clean(model, images, labels))
@@ -290,6 +305,8 @@ class MixController:
             "entry": self._entry,
             "fallback": self._fallback,
             "seen": self._seen,
+            "question": None if self._question is None else self._question.state(),
+            "source": self._source.state(),
             "decisions": [(step, json.dumps(decision.to_json())) for step, decision in self._log],
             "observer": self._observer.state(),
             "bank": None if self._bank is None else self._bank.state_dict(),
@@ -323,6 +340,12 @@ class MixController:
             self._step, self._number = int(state["step"]), int(state["number"])
             self._begun, self._entry, self._log = int(state["begun"]), int(state["entry"]), log
             self._fallback = state["fallback"]
+            self._source.load_state(state.get("source"))
+            asked = state.get("question")
+            self._question = None if asked is None else _Question(number=int(asked[0]), observation=asked[1],
+                                                                  allowed=asked[2])  # fmt: skip
+            if self._question is not None:
+                self._prepare(self._question)
             self._method = self._built(log[-1][1]) if log else self._source.methods[0]
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
@@ -345,31 +368,87 @@ class MixController:
             raise InputError(f"`report` takes finite numbers by name, got {values!r}.")
         self._source.report(self._number - 1, {name: float(value) for name, value in values.items()})
 
-    def close(self) -> CloseReport:
-        """Return what was done, and log it once (logger `rlmix`, level INFO); a service is told what it missed."""
+    def close(self, *, failed: bool = False) -> CloseReport:
+        """Return what was done, and log it once (logger `rlmix`, level INFO); a service is told what it missed.
+
+        Args:
+            failed: whether an error ended the training.
+        """
         if self._report is not None:
             return self._report
+        finished = self._step >= self._training.total_steps
         self._report = CloseReport(
             steps=self._step,
             total_steps=self._training.total_steps,
             decisions=len(self._log),
             outside=self._observer.outside,
             fallback=None if self._fallback is None else self._source.names[self._fallback],
-            origins=self._source.close(finished=self._step >= self._training.total_steps),
+            origins=self._source.close(finished=finished and not failed, failed=failed),
         )
         _LOGGER.info("%s", self._report.text)
         return self._report
 
-    def _decide(self, model: nn.Module | None) -> None:
-        """Take the decision that is due now."""
+    def __enter__(self) -> MixController:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        # Who is interrupted from outside may go on later.
+        self.close(failed=isinstance(error, Exception))
+
+    def _ahead(self, due: int) -> int:
+        """Return how many steps before a decision the training is looked at: within its interval, the first at once."""
+        return min(self._source.ahead, due - self._begun - 1) if self._log else 0
+
+    def _look(self, model: nn.Module | None, due: int) -> _Question:
+        """Look at the training for the decision that is due at a step, and let the source prepare itself."""
         number = self._number
-        while number + 1 < len(self._points) and self._points[number + 1] == self._step:
+        while number + 1 < len(self._points) and self._points[number + 1] == due:
             # In a training of fewer steps than decisions, the last one of a step counts.
             number += 1
         without = model is None and self._provider is None and self._bank is None
         allowed = self._plain if without else self._allowed
-        observation = self._observer.look(model, self._step)
-        explore = Streams([rng.derive(self._seed, _EXPLORATION, number)]) if self._explore else None
+        try:
+            observation = self._observer.look(model, self._step)
+        except Exception as error:
+            if not self._joint or not _ranks.leads():
+                raise
+            # The others would wait for the decision for ever.
+            return _Question(number=number, observation=None, allowed=allowed, problem=error)
+        question = _Question(number=number, observation=observation, allowed=allowed)
+        if due > self._step:
+            self._prepare(question)
+        return question
+
+    def _prepare(self, question: _Question) -> None:
+        """Let the source prepare itself, where the choice will be its own."""
+        if self._fallback is None and (not self._joint or _ranks.leads()):
+            explore = self._exploration(question.number)
+            self._source.prepare(question.number, question.observation, question.allowed, explore)
+
+    def _decide(self, question: _Question) -> None:
+        """Take the decision that is due now."""
+        codec = self._source.codec
+        if codec is None or not self._joint:
+            entry, decision, fallen = self._chosen(question)
+        else:
+            entry, decision, fallen = _ranks.decided(codec, question.number, lambda: self._chosen(question))
+        self._fallback = entry if fallen else None
+        self._question, self._seen = None, (question.observation, question.allowed)
+        self._number, self._begun, self._entry = question.number + 1, self._step, entry
+        self._method = self._built(decision)
+        self._log.append((self._step, decision))
+        self._observer.record(entry, self._end() - self._step)
+
+    def _chosen(self, question: _Question) -> tuple[int, Decision, bool]:
+        """Return the entry, what it means now, and whether it is what a training outside the limits falls back to."""
+        if question.problem is not None:
+            raise question.problem
+        number, observation, allowed = question.number, question.observation, question.allowed
+        explore = self._exploration(number)
         if not self._log and self._limits:
             self._fall_back(allowed)
         entry = self._fallback
@@ -377,11 +456,11 @@ class MixController:
             entry = self._source.choose(number, observation, allowed, explore)
         if not bool(allowed[entry]):
             raise self._refusal(entry, allowed)
-        decision = self._source.decision(entry, observation, explore)
-        self._number, self._begun, self._entry, self._seen = number + 1, self._step, entry, (observation, allowed)
-        self._method = self._built(decision)
-        self._log.append((self._step, decision))
-        self._observer.record(entry, self._end() - self._step)
+        return entry, self._source.decision(entry, observation, explore), self._fallback is not None
+
+    def _exploration(self, number: int) -> Streams | None:
+        """Return the key that a decision is drawn with."""
+        return Streams([rng.derive(self._seed, _EXPLORATION, number)]) if self._explore else None
 
     def _fall_back(self, allowed: Tensor) -> None:
         """Keep to the safest entry from here on, if the policy should not decide for this training."""
@@ -429,6 +508,28 @@ class MixController:
             "total_steps": self._training.total_steps,
             "seed": self._seed,
         }
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Question:
+    """What a decision is taken from.
+
+    Attributes:
+        number: of the decision.
+        observation: float32 [D], or None.
+        allowed: bool [E].
+        problem: an error of this process that the others must hear of first.
+    """
+
+    number: int
+    observation: Tensor | None
+    allowed: Tensor
+    problem: Exception | None = None
+
+    def state(self) -> tuple[int, Tensor | None, Tensor]:
+        """Return a tree to go on from."""
+        return self.number, self.observation, self.allowed
 
 
 @final

@@ -17,6 +17,7 @@ from rlmix.methods import registry
 from rlmix.methods.method import AbstractMethod
 from rlmix.ops.rng import Streams
 from rlmix.policy.artifact import DEFAULT, LearnedPolicy, load
+from rlmix.policy.codec import AbstractCodec, codec_of
 from rlmix.policy.decision import Decision
 from rlmix.policy.limits import Facts, limits_of
 from rlmix.policy.observer import AbstractObserver, Blind, Observer, Training
@@ -31,12 +32,17 @@ class AbstractSource(ABC):
         methods: the methods, built once.
         stands_in: whether these are the entries of something that stands in for the source that was asked for, so
             that their names may be others.
+        codec: what the choices mean, of a source that looks at the training; the processes of a distributed training
+            then go by the choices of the first. None of others, which choose alike everywhere.
+        ahead: how many steps before a decision is due it wants to see the training.
     """
 
     names: tuple[str, ...]
     decisions: tuple[Decision, ...]
     methods: tuple[AbstractMethod, ...]
     stands_in: bool = False
+    codec: AbstractCodec | None = None
+    ahead: int = 0
 
     @abstractmethod
     def points(self, total_steps: int) -> tuple[int, ...]:
@@ -45,6 +51,10 @@ class AbstractSource(ABC):
     @abstractmethod
     def observer(self, training: Training) -> AbstractObserver:
         """Return what makes its observations of one training."""
+
+    @abstractmethod
+    def prepare(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> None:
+        """Take notice of what `choose` will be asked in a few steps (of a source with `ahead`)."""
 
     @abstractmethod
     def choose(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> int:
@@ -80,11 +90,20 @@ class AbstractSource(ABC):
         """Take notice of what came of a decision; a source that learns nothing from it forgets it."""
 
     @abstractmethod
-    def close(self, *, finished: bool) -> Mapping[str, int]:
+    def state(self) -> Any:
+        """Return a tree to go on from, for a checkpoint; None where there is nothing to remember."""
+
+    @abstractmethod
+    def load_state(self, state: Any) -> None:
+        """Go on from what `state` returned."""
+
+    @abstractmethod
+    def close(self, *, finished: bool, failed: bool = False) -> Mapping[str, int]:
         """Let go of what it holds, and return how many decisions came from where; empty where there is one place.
 
         Args:
             finished: whether the training came to its end.
+            failed: whether an error ended it.
         """
 
 
@@ -112,6 +131,9 @@ class Fixed(AbstractSource):
         """Return an observer that sees nothing."""
         return Blind()
 
+    def prepare(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> None:
+        """Do nothing."""
+
     def choose(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> int:
         """Return the one entry."""
         return 0
@@ -131,7 +153,13 @@ class Fixed(AbstractSource):
     def report(self, number: int, values: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def close(self, *, finished: bool) -> Mapping[str, int]:
+    def state(self) -> Any:
+        """Return None."""
+
+    def load_state(self, state: Any) -> None:
+        """Do nothing."""
+
+    def close(self, *, finished: bool, failed: bool = False) -> Mapping[str, int]:
         """Return that there is one place."""
         return {}
 
@@ -173,6 +201,9 @@ class Schedule(AbstractSource):
         """Return an observer that sees nothing."""
         return Blind()
 
+    def prepare(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> None:
+        """Do nothing."""
+
     def choose(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> int:
         """Return the part of this number."""
         return number
@@ -192,7 +223,13 @@ class Schedule(AbstractSource):
     def report(self, number: int, values: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def close(self, *, finished: bool) -> Mapping[str, int]:
+    def state(self) -> Any:
+        """Return None."""
+
+    def load_state(self, state: Any) -> None:
+        """Do nothing."""
+
+    def close(self, *, finished: bool, failed: bool = False) -> Mapping[str, int]:
         """Return that there is one place."""
         return {}
 
@@ -209,6 +246,7 @@ class Learned(AbstractSource):
         self.policy = policy
         self.names, self.decisions = policy.catalogue.names, policy.catalogue.decisions
         self.methods = tuple(decision.build() for decision in self.decisions)
+        self.codec = codec_of(policy.codec or policy.catalogue)
         self._limits = limits_of(policy.card, policy.catalogue)
 
     def points(self, total_steps: int) -> tuple[int, ...]:
@@ -219,6 +257,9 @@ class Learned(AbstractSource):
     def observer(self, training: Training) -> AbstractObserver:
         """Return an observer of what the policy reads."""
         return Observer(self.policy, training)
+
+    def prepare(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> None:
+        """Do nothing."""
 
     def choose(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> int:
         """Return the policy's choice."""
@@ -245,7 +286,13 @@ class Learned(AbstractSource):
     def report(self, number: int, values: Mapping[str, float]) -> None:
         """Do nothing."""
 
-    def close(self, *, finished: bool) -> Mapping[str, int]:
+    def state(self) -> Any:
+        """Return None."""
+
+    def load_state(self, state: Any) -> None:
+        """Do nothing."""
+
+    def close(self, *, finished: bool, failed: bool = False) -> Mapping[str, int]:
         """Return that there is one place."""
         return {}
 

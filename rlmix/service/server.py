@@ -13,7 +13,7 @@ import uvicorn
 
 from rlmix.errors import ConfigError, MissingError, PolicyError
 from rlmix.policy.artifact import DOCUMENT, TENSORS, folder_of, load
-from rlmix.service.app import LOCAL_HOSTS, create_app
+from rlmix.service.app import CONCURRENT, LOCAL_HOSTS, RATE, create_app
 from rlmix.service.guard import Tokens, check_address, is_loopback
 from rlmix.service.records import Alias
 from rlmix.service.storage.abstract import AbstractStorage
@@ -23,9 +23,10 @@ from rlmix.service.storage.opening import open_storage
 DEFAULT_NAME = "default"
 """Of the project, the policy and the alias that clients ask for unless they say otherwise."""
 
-_CONCURRENT = 512
+_CONNECTIONS = 8 * CONCURRENT
 _KEEP_ALIVE_SECONDS = 75
-_GRACE_SECONDS = 10
+GRACE_SECONDS = 10
+"""How long requests that are under way may take when the service is ended."""
 
 
 @final
@@ -38,11 +39,11 @@ class Settings:
         port: 0 for one that is free.
         db: address of the database.
         durability: what is stored outlives the end of the process, and with "full" the loss of power.
-        tokens: who may ask; none for everybody.
+        tokens: of a file, which open everything; those of the database count as well.
         open_to_all: whether an address that others reach may do without tokens.
-
-    Raises:
-        ConfigError: an address that others reach, without tokens.
+        hosts: names that the service may be called by, beside those of this machine on a loopback address; empty on
+            another address for any.
+        rate: requests a second of each token; 0 for no limit.
     """
 
     host: str = "127.0.0.1"
@@ -51,10 +52,13 @@ class Settings:
     durability: Durability = "normal"
     tokens: Tokens = field(default_factory=Tokens)
     open_to_all: bool = False
+    hosts: tuple[str, ...] = ()
+    rate: float = RATE
 
-    def __post_init__(self) -> None:
-        """Check the address."""
-        check_address(self.host, self.tokens, open_to_all=self.open_to_all)
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The names that requests may call the service by."""
+        return (*LOCAL_HOSTS, *self.hosts) if self.hosts or is_loopback(self.host) else ("*",)
 
 
 def serve(settings: Settings, policy: Path | None, ready: Callable[[str], None]) -> None:
@@ -66,22 +70,25 @@ def serve(settings: Settings, policy: Path | None, ready: Callable[[str], None])
         ready: told the address, once requests are answered.
 
     Raises:
-        ConfigError: the address cannot be used.
+        ConfigError: the address cannot be used, or others reach it and there is no token.
         PolicyError: the policy is damaged.
         StorageError: the database is in use, damaged or of another version.
     """
     with _bound(settings) as listening, contextlib.closing(open_storage(settings.db, settings.durability)) as storage:
+        check_address(
+            settings.host, guarded=bool(settings.tokens or storage.tokens()), open_to_all=settings.open_to_all
+        )
         storage.create_project(DEFAULT_NAME)
         if policy is not None:
             publish(storage, policy)
-        hosts = LOCAL_HOSTS if is_loopback(settings.host) else ("*",)
         config = uvicorn.Config(
-            create_app(storage, tokens=settings.tokens, hosts=hosts),
+            create_app(storage, tokens=settings.tokens, hosts=settings.called, rate=settings.rate),
             access_log=False,
             log_level="warning",
-            limit_concurrency=_CONCURRENT,
+            # Connections that wait for their next request count here; the application counts what is under way.
+            limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
         )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -124,11 +131,13 @@ def publish(
 def _bound(settings: Settings) -> Iterator[socket.socket]:
     """Yield a socket that listens."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
+    # asyncio sends small answers at once only where the protocol is named; else each would wait 40 ms for the client's
+    # acknowledgement of its first half.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((settings.host, settings.port))
-            listening.listen(_CONCURRENT)
+            listening.listen(_CONNECTIONS)
         except OSError as error:
             raise ConfigError(f"{settings.host}:{settings.port} cannot be served ({error.strerror}).") from error
         yield listening

@@ -13,6 +13,7 @@ A storage of your own is tested by a subclass with a fixture:
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,17 +21,29 @@ from typing import Any
 
 import pytest
 
-from rlmix.errors import ConflictError, MissingError, StorageError
-from rlmix.service.records import DecisionRecord, Feedback, PolicyVersion, Spec
+from rlmix.errors import ConflictError, FencedError, MissingError, StorageError
+from rlmix.service.records import (
+    LEASE_SECONDS,
+    LOST_SECONDS,
+    DecisionRecord,
+    Feedback,
+    Learner,
+    PolicyVersion,
+    Spec,
+    Token,
+)
 from rlmix.service.storage.abstract import AbstractStorage
 
 SPEC: Spec = {"total_steps": 100, "num_classes": 10, "num_examples": None, "label/data": "digits"}
+
+TOKEN = Token(name="a", project=None, scopes=("read", "decide"), created=5, expires=None, revoked=None)
 
 
 def record(seq: int, **changes: Any) -> DecisionRecord:
     """Return a decision of the service."""
     made = DecisionRecord(
         seq=seq,
+        attempt=1,
         step=10 * seq,
         observation=bytes(range(20)),
         allowed=(0, 2, 3),
@@ -103,11 +116,21 @@ class StorageContract:
             lambda storage: storage.create_run("nobody", "new", "q", "a", SPEC),
             lambda storage: storage.run("p", "nobody"),
             lambda storage: storage.runs("nobody", "", 1),
-            lambda storage: storage.finish_run("p", "nobody"),
+            lambda storage: storage.newest_runs("nobody", 1),
+            lambda storage: storage.claim_run("p", "nobody"),
+            lambda storage: storage.end_run("p", "nobody", "finished", 1),
+            lambda storage: storage.policies("nobody"),
+            lambda storage: storage.aliases("p", "nobody"),
+            lambda storage: storage.origins("nobody", ["r"]),
+            lambda storage: storage.ended("p", "nobody", 0, 1),
+            lambda storage: storage.learner("p", "nobody"),
+            lambda storage: storage.revoke_token("nobody"),
+            lambda storage: storage.create_token(replace(TOKEN, project="nobody"), "0" * 64),
             lambda storage: storage.put_decision("p", "nobody", record(0)),
             lambda storage: storage.decision("p", "r", 7),
             lambda storage: storage.decisions("p", "nobody", -1, 1),
-            lambda storage: storage.put_feedback("p", "r", Feedback(seq=7, values={"x": 1.0}, received=0)),
+            lambda storage: storage.put_feedback("p", "r", Feedback(seq=7, values={"x": 1.0}, received=0), 1),
+            lambda storage: storage.feedbacks("p", "nobody", -1, 1),
             lambda storage: storage.feedback("p", "r", 7),
         ],
     )
@@ -174,14 +197,20 @@ class StorageContract:
         assert [run.name for run in storage.runs("p", "", 2)] == ["a", "b"]
         assert [run.name for run in storage.runs("p", "b", 2)] == ["c"]
         assert list(storage.runs("p", "c", 2)) == []
+        assert [run.name for run in storage.newest_runs("p", 2)] == ["b", "a"]
 
     def test_a_run_ends_once(self, storage: AbstractStorage) -> None:
         """A repeated end must not move the time of the first; what a client did before may still arrive."""
         run_in(storage)
-        ended = storage.finish_run("p", "r")
+        ended = storage.end_run("p", "r", "finished", 1)
         assert ended.state == "finished"
         assert ended.ended is not None
-        assert storage.finish_run("p", "r") == ended
+        assert storage.end_run("p", "r", "finished", 1) == ended
+        with pytest.raises(ConflictError):
+            storage.end_run("p", "r", "failed", 1)
+        with pytest.raises(ConflictError):
+            storage.claim_run("p", "r")
+        assert storage.run("p", "r") == ended
         with pytest.raises(ConflictError):
             storage.put_decision("p", "r", record(0))
         assert storage.put_decision("p", "r", record(0, origin="snapshot"))[1]
@@ -220,11 +249,149 @@ class StorageContract:
         run_in(storage)
         storage.put_decision("p", "r", record(0))
         given = Feedback(seq=0, values={"val_accuracy": 0.1 + 0.2, "n": -1e300}, received=5)
-        assert storage.put_feedback("p", "r", given) == (given, True)
-        assert storage.put_feedback("p", "r", replace(given, received=9)) == (given, False)
+        assert storage.put_feedback("p", "r", given, 1) == (given, True)
+        assert storage.put_feedback("p", "r", replace(given, received=9), 1) == (given, False)
         with pytest.raises(ConflictError):
-            storage.put_feedback("p", "r", replace(given, values={"val_accuracy": 0.3}))
+            storage.put_feedback("p", "r", replace(given, values={"val_accuracy": 0.3}), 1)
         assert storage.feedback("p", "r", 0) == given
+
+    def test_feedback_comes_in_pages(self, storage: AbstractStorage) -> None:
+        """Each once, in the order of the decisions, whenever it arrived."""
+        run_in(storage)
+        wanted = [Feedback(seq=seq, values={"loss": seq / 3}, received=seq) for seq in range(3)]
+        for one in reversed(wanted):
+            storage.put_decision("p", "r", record(one.seq))
+            storage.put_feedback("p", "r", one, 1)
+        assert list(storage.feedbacks("p", "r", -1, 2)) == wanted[:2]
+        assert list(storage.feedbacks("p", "r", 1, 2)) == wanted[2:]
+
+    def test_whoever_was_taken_over_from_may_not_write(self, storage: AbstractStorage) -> None:
+        """A training that was believed dead, and is not, must not write into the record of the one that goes on."""
+        run_in(storage)
+        storage.put_decision("p", "r", record(0))
+        storage.put_decision("p", "r", record(1))
+        claimed = storage.claim_run("p", "r")
+        assert (claimed.attempt, claimed.next_seq, claimed.state) == (2, 2, "active")
+        for refused in (record(0), record(2), record(2, origin="snapshot")):
+            with pytest.raises(FencedError):
+                storage.put_decision("p", "r", refused)
+        with pytest.raises(FencedError):
+            storage.end_run("p", "r", "finished", 1)
+        with pytest.raises(ConflictError):
+            storage.put_decision("p", "r", record(2, attempt=3))
+        mine = record(2, attempt=2)
+        assert storage.put_decision("p", "r", mine) == (mine, True)
+        # What came of a decision is known to whoever took it.
+        values = {"loss": 1.0}
+        storage.put_feedback("p", "r", Feedback(seq=1, values=values, received=0), 1)
+        for seq, attempt in ((2, 1), (0, 2)):
+            with pytest.raises(FencedError):
+                storage.put_feedback("p", "r", Feedback(seq=seq, values=values, received=0), attempt)
+        assert storage.end_run("p", "r", "failed", 2).state == "failed"
+
+    def test_the_origins_of_decisions_are_counted(self, storage: AbstractStorage) -> None:
+        """Runs of equal names in other projects, and runs that were not asked for, do not count."""
+        run_in(storage)
+        run_in(storage, "none")
+        run_in(storage, "unasked")
+        policy_in(storage, project="other")
+        storage.create_run("other", "r", "q", "a", SPEC)
+        storage.put_decision("other", "r", record(0))
+        storage.put_decision("p", "unasked", record(0))
+        for seq, origin in enumerate(("server", "snapshot", "server")):
+            storage.put_decision("p", "r", record(seq, origin=origin))
+        assert storage.origins("p", ["r", "none"]) == {"r": {"server": 2, "snapshot": 1}, "none": {}}
+
+    def test_runs_are_counted_by_phase(self, storage: AbstractStorage) -> None:
+        """As each of them says it of itself, whoever was not heard while the service was away included."""
+        for name in ("a", "b", "c"):
+            run_in(storage, name)
+        storage.end_run("p", "c", "failed", 1)
+        begun = storage.run("p", "a").renewed
+        for later, since in ((0, 0), (LEASE_SECONDS + 1, 0), (LOST_SECONDS + 1, 0), (LOST_SECONDS, begun + 10**12)):
+            moment = begun + later * 1_000_000
+            expected = Counter(storage.run("p", name).phase(moment, since) for name in ("a", "b", "c"))
+            assert {phase: count for phase, count in storage.census(moment, since).items() if count} == expected
+        assert storage.waiting() == 0
+
+    def test_policies_and_aliases_are_listed(self, storage: AbstractStorage) -> None:
+        """Each with where it leads."""
+        first = policy_in(storage)
+        policy_in(storage, policy="b")
+        policy_in(storage, project="other", policy="z")
+        assert storage.policies("p") == ("b", "q")
+        storage.set_alias("p", "q", "0", first.number, 0)
+        assert [(alias.name, alias.version) for alias in storage.aliases("p", "q")] == [("0", first), ("a", first)]
+
+    def test_runs_that_ended_are_read_once_in_their_order(self, storage: AbstractStorage) -> None:
+        """A learner that goes on from where it was must miss none and learn from none twice."""
+        policy_in(storage)
+        policy_in(storage, policy="other")
+        for name, policy in (("c", "q"), ("a", "q"), ("x", "other"), ("b", "q"), ("on", "q")):
+            storage.create_run("p", name, policy, "a", SPEC)
+            storage.put_decision("p", name, record(0))
+            storage.put_decision("p", name, record(1))
+        came = Feedback(seq=1, values={"val_accuracy": 0.5}, received=3)
+        storage.put_feedback("p", "a", came, 1)
+        for name, state in (("b", "finished"), ("x", "finished"), ("a", "failed"), ("c", "cancelled")):
+            storage.end_run("p", name, state, 1)  # type: ignore[arg-type]
+            storage.end_run("p", name, state, 1)  # type: ignore[arg-type]
+        found = list(storage.ended("p", "q", 0, 10))
+        assert [one.run for one in found] == [storage.run("p", name) for name in ("b", "a", "c")]
+        assert all(one.decisions == (record(0), record(1)) for one in found)
+        assert [one.feedback for one in found] == [(), (came,), ()]
+        assert [one.cursor for one in found] == sorted({one.cursor for one in found})
+        assert list(storage.ended("p", "q", found[0].cursor, 1)) == found[1:2]
+        assert list(storage.ended("p", "q", found[2].cursor, 1)) == []
+
+    def test_a_lease_has_one_holder(self, storage: AbstractStorage) -> None:
+        """Two learners at once would publish twice."""
+        assert storage.acquire("learner", "one", 60) == 1
+        assert storage.acquire("learner", "two", 60) is None
+        assert storage.acquire("another", "two", 60) == 1
+        assert storage.acquire("learner", "one", 0) == 1
+        # It has run out, so the next who comes has it.
+        assert storage.acquire("learner", "two", 60) == 2
+        assert storage.acquire("learner", "one", 60) is None
+        storage.release("learner", "one")
+        assert storage.acquire("learner", "one", 60) is None
+        storage.release("learner", "two")
+        assert storage.acquire("learner", "one", 60) == 3
+
+    def test_where_learning_has_come_to_is_written_by_the_holder_alone(self, storage: AbstractStorage) -> None:
+        """A learner that was suspended, and wakes up, must not undo what its successor has done."""
+        policy_in(storage)
+        assert storage.learner("p", "q") == Learner()
+        digest, _ = storage.put_blob(b"checkpoint")
+        state = Learner(cursor=7, checkpoint=digest)
+        with pytest.raises(FencedError):
+            storage.save_learner("p", "q", state, lease="learner", fence=1)
+        fence = storage.acquire("learner", "one", 0)
+        assert fence is not None
+        storage.save_learner("p", "q", state, lease="learner", fence=fence)
+        assert storage.learner("p", "q") == state
+        storage.acquire("learner", "two", 60)
+        with pytest.raises(FencedError):
+            storage.save_learner("p", "q", Learner(cursor=9), lease="learner", fence=fence)
+        with pytest.raises(MissingError):
+            storage.save_learner("p", "q", Learner(cursor=9, checkpoint="0" * 64), lease="learner", fence=fence + 1)
+        assert storage.learner("p", "q") == state
+
+    def test_tokens_are_found_by_their_digest_and_stay_revoked(self, storage: AbstractStorage) -> None:
+        """A token that opens again, or another than the one that was meant, is a hole."""
+        storage.create_project("p")
+        mine, other = replace(TOKEN, project="p"), replace(TOKEN, name="b", expires=9)
+        storage.create_token(other, "1" * 64)
+        storage.create_token(mine, "0" * 64)
+        for clash in (("2" * 64, mine), ("0" * 64, replace(TOKEN, name="c"))):
+            with pytest.raises(ConflictError):
+                storage.create_token(clash[1], clash[0])
+        assert storage.tokens() == (mine, other)
+        assert (storage.token("0" * 64), storage.token("1" * 64), storage.token("2" * 64)) == (mine, other, None)
+        revoked = storage.revoke_token("a")
+        assert revoked.revoked is not None
+        assert storage.revoke_token("a") == revoked == storage.token("0" * 64)
+        assert storage.token("1" * 64) == other
 
     def test_of_writers_at_once_one_wins(self, storage: AbstractStorage) -> None:
         """Two replicas of one client that ask at the same moment must act alike."""

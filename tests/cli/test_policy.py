@@ -1,4 +1,4 @@
-"""`rlmix policy show`."""
+"""`rlmix policy show` and `rlmix policy new`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlmix.cli.main import main
-from rlmix.policy import artifact
+from rlmix.policy import artifact, signals
 from rlmix.policy.artifact import LearnedPolicy
 from rlmix.policy.codec import catalogue
 from rlmix.policy.network import PolicyNetwork
@@ -132,3 +132,58 @@ def test_a_policy_that_sets_parameters_shows_ranges_and_values(
     text = capsys.readouterr().out
     for expected in ("Actions (hybrid)", "alpha 0.1 to 8 (log)", "Parameters over the progress", f"{alphas[0]:.3g}"):
         assert expected in text
+
+
+def new(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["policy", "new", *map(str, arguments)])
+    return int(stopped.value.code or 0)
+
+
+def test_an_untrained_policy_chooses_each_entry_with_the_same_probability(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Learning that begins with a preference begins with somebody else's mistake."""
+    assert new(tmp_path / "policy", "--catalogue", "v0", "--horizon", "5", "--hidden", "16", "8") == 0
+    assert "mixup-0.2" in capsys.readouterr().out
+    policy = artifact.load(tmp_path / "policy")
+    seen = torch.randn(64, len(policy.observation_names), generator=torch.Generator().manual_seed(0)) * 5
+    entries = len(catalogue("v0"))
+    assert policy.catalogue == catalogue("v0")
+    assert torch.equal(policy.probabilities(seen), torch.full((64, entries), 1 / entries))
+    mask = torch.arange(entries) < 4
+    assert torch.equal(policy.probabilities(seen, mask.expand(64, -1))[:, :4], torch.full((64, 4), 0.25))
+    assert torch.equal(policy.network.value(seen), torch.zeros(64))
+    assert (policy.horizon, policy.network.actor[0][0].shape[0], policy.network.actor[1][0].shape[0]) == (5, 16, 8)
+    assert "untrained" in policy.card["algorithm"]
+
+
+def test_an_untrained_policy_reads_all_that_can_be_observed(tmp_path: Path) -> None:
+    """What it does not read it can never learn from; what it clips it cannot tell apart."""
+    assert new(tmp_path) == 0
+    policy = artifact.load(tmp_path)
+    assert policy.observation_names == signals.names(catalogue("cheap"))
+    bounds = dict(
+        zip(policy.observation_names, zip(policy.low.tolist(), policy.high.tolist(), strict=True), strict=True)
+    )
+    assert bounds["loss/mean"] == (-signals.LIMIT, signals.LIMIT)
+    assert bounds["has/val"] == bounds["used/cutmix"] == bounds["last/none"] == (0.0, 1.0)
+    assert policy.network.critic is not None
+
+
+def test_the_seed_makes_the_hidden_layers(tmp_path: Path) -> None:
+    """Two learners that begin alike must be able to, and two agents of a study must not have to."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert new(tmp_path / name, "--seed", str(seed)) == 0
+    one, same, other = ((tmp_path / name / artifact.TENSORS).read_bytes() for name in "abc")
+    assert one == same != other
+
+
+def test_a_policy_that_is_there_is_not_overwritten(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may have taken weeks."""
+    before = (folder / artifact.TENSORS).read_bytes()
+    assert new(folder) == 2
+    assert "already holds a policy" in capsys.readouterr().err
+    assert (folder / artifact.TENSORS).read_bytes() == before
+    assert new(folder.parent / "x", "--catalogue", "chep") == 2
+    assert "Did you mean `cheap`?" in capsys.readouterr().err

@@ -172,6 +172,8 @@ def test_who_asks_for_it_is_told_at_once(cache: Path) -> None:
         ("http://127.0.0.1:9", {"deadline": 0}, "deadline"),
         ("http://127.0.0.1:9", {"max_stale_steps": -1}, "max_stale_steps"),
         ("http://127.0.0.1:9", {"on_error": "panic"}, "on_error"),
+        ("http://127.0.0.1:9", {"mode": "local"}, "mode"),
+        ("http://127.0.0.1:9", {"prefetch": -1}, "prefetch"),
         (str(POLICY), {"project": "x"}, "is a directory"),
     ],
 )

@@ -94,14 +94,21 @@ def test_an_interrupted_training_goes_on_in_its_run(
     first = begun(remote(url, run="one"))
     half = mixed(first, range(STEPS // 2))
     save_tree(tmp_path / "state", first.state_dict())
-    # It went on for a while after the checkpoint, and asks the same again.
+    # It went on for a while after the checkpoint, and asks the same again: under numbers that were not used.
     mixed(first, range(STEPS // 2, STEPS // 2 + 40))
     first.close()
     second = begun(remote(url, run="one"))
     second.load_state_dict(load_tree(tmp_path / "state"))
     assert equal(whole, half + mixed(second, range(STEPS // 2, STEPS)))
+    second.report(val_accuracy=0.5)
     assert second.close().origins.keys() == {"server"}
-    assert len(storage.decisions("default", "one", -1, 100)) == len(second.decisions)
+    stored = storage.decisions("default", "one", -1, 100)
+    assert [(one.attempt, one.seq, one.step) for one in stored] == [
+        *((1, seq, 25 * seq) for seq in range(6)),
+        *((2, seq, 25 * (seq - 2)) for seq in range(6, 10)),
+    ]
+    assert storage.feedback("default", "one", 9).values == {"val_accuracy": 0.5}
+    assert storage.run("default", "one").state == "finished"
 
 
 def test_who_asks_for_it_is_told_of_a_service_that_has_gone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

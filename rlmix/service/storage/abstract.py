@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from rlmix.service.records import Alias, DecisionRecord, Feedback, PolicyVersion, Run, Spec
+from rlmix.service.records import (
+    Alias,
+    DecisionRecord,
+    Ended,
+    Feedback,
+    Learner,
+    Origin,
+    Phase,
+    PolicyVersion,
+    Run,
+    RunState,
+    Spec,
+    Token,
+)
 
 PAGE = 500
 """The most rows that one call returns."""
@@ -87,8 +100,25 @@ class AbstractStorage(ABC):
         """Return up to `limit` runs whose names come after `after`, by name."""
 
     @abstractmethod
-    def finish_run(self, project: str, run: str) -> Run:
-        """End a run, if it goes on. Decisions that were taken before may still arrive."""
+    def newest_runs(self, project: str, limit: int) -> Sequence[Run]:
+        """Return up to `limit` runs, the last that began first."""
+
+    @abstractmethod
+    def claim_run(self, project: str, run: str) -> Run:
+        """Go on with a run: whoever did so before may not write any more.
+
+        Raises:
+            ConflictError: it has ended.
+        """
+
+    @abstractmethod
+    def end_run(self, project: str, run: str, state: RunState, attempt: int) -> Run:
+        """End a run, if it goes on. Decisions that were taken before, and feedback, may still arrive.
+
+        Raises:
+            ConflictError: it has ended in another state.
+            FencedError: it was claimed since.
+        """
 
     @abstractmethod
     def put_decision(self, project: str, run: str, record: DecisionRecord) -> tuple[DecisionRecord, bool]:
@@ -100,6 +130,7 @@ class AbstractStorage(ABC):
         Raises:
             ConflictError: this number is stored with another question; a decision of the client differs from what is
                 stored; or the service is asked in a run that has ended.
+            FencedError: the run was claimed since.
         """
 
     @abstractmethod
@@ -111,16 +142,97 @@ class AbstractStorage(ABC):
         """Return up to `limit` decisions with numbers above `after`, ascending."""
 
     @abstractmethod
-    def put_feedback(self, project: str, run: str, feedback: Feedback) -> tuple[Feedback, bool]:
+    def put_feedback(self, project: str, run: str, feedback: Feedback, attempt: int) -> tuple[Feedback, bool]:
         """Store what came of a decision that is stored; `received` may differ on repetition.
 
         Raises:
             ConflictError: other values are stored.
+            FencedError: the decision is one of another attempt.
         """
 
     @abstractmethod
     def feedback(self, project: str, run: str, seq: int) -> Feedback:
         """Return what came of a decision."""
+
+    @abstractmethod
+    def feedbacks(self, project: str, run: str, after: int, limit: int) -> Sequence[Feedback]:
+        """Return what came of up to `limit` decisions with numbers above `after`, ascending."""
+
+    @abstractmethod
+    def origins(self, project: str, names: Sequence[str]) -> Mapping[str, Mapping[Origin, int]]:
+        """Return for each of the named runs how many of its decisions came from where."""
+
+    @abstractmethod
+    def policies(self, project: str) -> tuple[str, ...]:
+        """Return the names of all policies of a project, sorted."""
+
+    @abstractmethod
+    def aliases(self, project: str, policy: str) -> tuple[Alias, ...]:
+        """Return all aliases of a policy, by name."""
+
+    @abstractmethod
+    def ended(self, project: str, policy: str, after: int, limit: int) -> Sequence[Ended]:
+        """Return up to `limit` runs of a policy with cursors above `after`, in the order in which they ended.
+
+        No run appears later with a lower cursor than one that was returned.
+        """
+
+    @abstractmethod
+    def acquire(self, lease: str, holder: str, seconds: float) -> int | None:
+        """Take a lease, or keep it for longer; None where somebody else has it.
+
+        Args:
+            lease: its name.
+            holder: who takes it, unique to a process.
+            seconds: for how long, unless it is renewed.
+
+        Returns:
+            Its fence, which is higher whenever it passes to somebody else.
+        """
+
+    @abstractmethod
+    def release(self, lease: str, holder: str) -> None:
+        """Let go of a lease, if `holder` has it."""
+
+    @abstractmethod
+    def learner(self, project: str, policy: str) -> Learner:
+        """Return where learning has come to."""
+
+    @abstractmethod
+    def save_learner(self, project: str, policy: str, state: Learner, *, lease: str, fence: int) -> None:
+        """Store where learning has come to.
+
+        Raises:
+            FencedError: the lease has passed to somebody else.
+        """
+
+    @abstractmethod
+    def create_token(self, token: Token, digest: str) -> None:
+        """Store a token, by the SHA-256 of what its owner sends.
+
+        Raises:
+            ConflictError: there is one of this name.
+        """
+
+    @abstractmethod
+    def tokens(self) -> tuple[Token, ...]:
+        """Return all tokens, by name."""
+
+    @abstractmethod
+    def token(self, digest: str) -> Token | None:
+        """Return the token that has this SHA-256, whatever its state."""
+
+    @abstractmethod
+    def revoke_token(self, name: str) -> Token:
+        """Close a token for good; a second time changes nothing."""
+
+    @abstractmethod
+    def census(self, now: int, since: int) -> Mapping[Phase, int]:
+        """Return how many runs there are in which phase, in all projects; see `Run.phase` for the arguments."""
+
+    @abstractmethod
+    def waiting(self) -> int:
+        """Return how many writes wait for their turn in this process."""
 
     @abstractmethod
     def check(self) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import queue
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, final
+from typing import IO, Any, Literal, TypeAlias, TypeVar, final
 
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from rlmix._files import writable_folder
 from rlmix.errors import RlmixError, StorageError
+from rlmix.service.failpoints import fail_point
 from rlmix.service.storage import migrate
 
 T = TypeVar("T")
@@ -28,7 +29,8 @@ Durability: TypeAlias = Literal["normal", "full"]
 # Writes that one transaction takes, and writes that wait; beyond, callers are told to come back.
 _GROUP = 256
 _WAITING = 4096
-_BUSY_SECONDS = 5
+BUSY_SECONDS = 5
+"""How long a statement waits for a lock that another holds."""
 
 
 class AbstractEngine(ABC):
@@ -40,7 +42,14 @@ class AbstractEngine(ABC):
 
     @abstractmethod
     def write(self, function: Callable[[Connection], T]) -> T:
-        """Return what `function` returns once that is committed; nothing of it is stored if it raises."""
+        """Return what `function` returns once that is committed; nothing of it is stored if it raises.
+
+        It may be called several times, each time on what is stored by then, until nobody else was faster.
+        """
+
+    @abstractmethod
+    def waiting(self) -> int:
+        """Return how many writes wait for their turn in this process."""
 
     @abstractmethod
     def close(self) -> None:
@@ -52,64 +61,94 @@ Write: TypeAlias = tuple[Callable[[Connection], Any], "Future[Any]"]
 
 @final
 class Sqlite(AbstractEngine):
-    """SQLite, with one thread that writes: whatever waits for it is committed together.
+    """SQLite, with one thread that writes at a time: whatever waits meanwhile is committed together by the next.
 
-    Threads that lock each other out would wait ten times longer than threads that wait for one.
+    Threads that lock each other out of the file would wait ten times longer, and a thread that does nothing but write
+    would have to be woken for each write.
 
     Args:
         path: of the file, which is made if need be; None keeps everything in memory.
         durability: of a file.
+        shared: whether another process may serve the file meanwhile, as beside a learner. SQLite itself lets one write
+            after the other; the lock is there so that nobody starts a second service by mistake.
 
     Raises:
         OutputError: the folder cannot be written.
-        StorageError: the file is no database of this version, or another process serves it.
+        StorageError: the file is no database of this revision, or another process serves it.
     """
 
-    def __init__(self, path: Path | None, durability: Durability = "normal") -> None:
-        self._lock = None if path is None else _lock(path)
-        self._writer = _engine(path, durability, begin="BEGIN IMMEDIATE")
+    def __init__(self, path: Path | None, durability: Durability = "normal", *, shared: bool = False) -> None:
+        self._lock = None if path is None or shared else sqlite_lock(path)
+        pragmas = ("foreign_keys=ON", "journal_mode=WAL", f"synchronous={durability.upper()}")
+        self._writer = sqlite_engine(path, *pragmas, begin="BEGIN IMMEDIATE")
         # In memory there is one connection, which belongs to the writer.
-        self._readers = None if path is None else _engine(path, durability, begin="BEGIN", query_only=True)
-        self._queue: queue.Queue[Write | None] = queue.Queue(_WAITING)
-        self._closing = threading.Lock()
-        self._closed = False
+        self._readers = None if path is None else sqlite_engine(path, *pragmas, "query_only=ON")
+        self._queue: deque[Write] = deque()
+        # Guards these three, and is told whenever nobody writes any more.
+        self._changed = threading.Condition()
+        self._writing = self._closed = False
         try:
-            with _translated(), self._writer.begin() as connection:
-                migrate.upgrade(connection)
+            with translated(), self._writer.begin() as connection:
+                mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+                if path is not None and mode != "wal":
+                    raise StorageError(
+                        f"`{path}`: SQLite answers `{mode}` where a write-ahead log is needed. Use a local disk."
+                    )
+                migrate.prepare(connection, f"sqlite:///{path}")
         except BaseException:
             self._release()
             raise
-        self._thread = threading.Thread(target=self._work, name="rlmix-writer", daemon=True)
-        self._thread.start()
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """Return what `function` returns."""
         if self._readers is None:
             return self.write(function)
-        with _translated(), self._readers.begin() as connection:
+        with translated(), self._readers.begin() as connection:
             return function(connection)
 
     def write(self, function: Callable[[Connection], T]) -> T:
         """Return what `function` returns once that is committed."""
         future: Future[T] = Future()
-        with self._closing:
+        with self._changed:
             if self._closed:
                 raise StorageError("the storage is closed.")
-            try:
-                self._queue.put_nowait((function, future))
-            except queue.Full:
-                raise StorageError(f"{_WAITING} writes are waiting. Try again in a second.") from None
+            if len(self._queue) >= _WAITING:
+                raise StorageError(f"{_WAITING} writes are waiting. Try again in a second.")
+            self._queue.append((function, future))
+        self._commit_until(future.done)
         return future.result()
+
+    def waiting(self) -> int:
+        """Return how many writes wait for their turn."""
+        return len(self._queue)
 
     def close(self) -> None:
         """Commit what waits, and let go."""
-        with self._closing:
+        with self._changed:
             if self._closed:
                 return
             self._closed = True
-        self._queue.put(None)
-        self._thread.join()
+        self._commit_until(lambda: not self._queue and not self._writing)
         self._release()
+
+    def _commit_until(self, over: Callable[[], bool]) -> None:
+        """Wait while somebody else writes, and write whatever waits if nobody does, until it is over."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: over() or not self._writing)
+                if over():
+                    return
+                self._writing = True
+                group = [self._queue.popleft() for _ in range(min(_GROUP, len(self._queue)))]
+            try:
+                _commit(self._writer, group)
+            finally:
+                for _, future in group:
+                    if not future.done():
+                        future.set_exception(StorageError("the thread that wrote was interrupted. Ask again."))
+                with self._changed:
+                    self._writing = False
+                    self._changed.notify_all()
 
     def _release(self) -> None:
         if self._readers is not None:
@@ -118,41 +157,24 @@ class Sqlite(AbstractEngine):
         if self._lock is not None:
             self._lock.close()
 
-    def _work(self) -> None:
-        """Commit group after group until the end."""
-        while True:
-            group, last = self._group()
-            if group:
-                _commit(self._writer, group)
-            if last:
-                return
-
-    def _group(self) -> tuple[list[Write], bool]:
-        """Return the writes that wait, at least one, and whether the end was among them."""
-        group: list[Write] = []
-        item = self._queue.get()
-        while item is not None:
-            group.append(item)
-            if len(group) == _GROUP:
-                return group, False
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return group, False
-        return group, True
-
 
 def _commit(engine: Engine, group: list[Write]) -> None:
     """Run writes in one transaction, and answer when it is committed; one that raises leaves the others alone."""
     outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
     try:
-        with _translated(), engine.begin() as connection:
-            for function, future in group:
-                outcomes.append((future, *_attempt(connection, function)))
+        with translated(), engine.begin() as connection:
+            if len(group) == 1:
+                # Nothing else is lost with it if it raises.
+                outcomes.append((group[0][1], group[0][0](connection), None))
+            else:
+                for function, future in group:
+                    outcomes.append((future, *_attempt(connection, function)))
+            fail_point("service.before_commit")
     except Exception as error:
         for _, future in group:
             future.set_exception(error)
         return
+    fail_point("service.after_commit")
     for future, result, problem in outcomes:
         if problem is None:
             future.set_result(result)
@@ -163,15 +185,15 @@ def _commit(engine: Engine, group: list[Write]) -> None:
 def _attempt(connection: Connection, function: Callable[[Connection], T]) -> tuple[T | None, BaseException | None]:
     """Run one write within a transaction that others share."""
     try:
-        with _translated(), connection.begin_nested():
+        with translated(), connection.begin_nested():
             return function(connection), None
     except Exception as error:
         return None, error
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Raise the database's errors as our own."""
+def translated() -> Iterator[None]:
+    """Raise the database's errors as StorageError."""
     try:
         yield
     except RlmixError:
@@ -183,27 +205,25 @@ def _translated() -> Iterator[None]:
         raise StorageError(f"the database cannot answer ({reason}).") from error
 
 
-def _engine(path: Path | None, durability: Durability, *, begin: str, query_only: bool = False) -> Engine:
+def sqlite_engine(path: Path | None, *pragmas: str, begin: str = "BEGIN") -> Engine:
+    """Return connections to a file of SQLite, or to one memory.
+
+    Args:
+        path: of the file; None for memory.
+        pragmas: settings of each connection, `NAME=VALUE`.
+        begin: the statement that begins a transaction.
+    """
     if path is None:
         engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:
-        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": _BUSY_SECONDS})
+        engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, record: object) -> None:
         # The driver would begin transactions by itself, and too late: a read that turns into a write fails at once.
         connection.isolation_level = None
-        connection.execute("PRAGMA foreign_keys=ON")
-        if path is None:
-            return
-        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        if mode != "wal":
-            raise StorageError(
-                f"`{path}`: SQLite answers `{mode}` where a write-ahead log is needed. Use a local disk."
-            )
-        connection.execute(f"PRAGMA synchronous={durability.upper()}")
-        if query_only:
-            connection.execute("PRAGMA query_only=ON")
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -212,8 +232,13 @@ def _engine(path: Path | None, durability: Durability, *, begin: str, query_only
     return engine
 
 
-def _lock(path: Path) -> Any:
-    """Return an open file that keeps other processes away until it is closed, which the end of the process does too."""
+def sqlite_lock(path: Path) -> IO[str]:
+    """Return an open file that keeps other processes away until it is closed, which the end of the process does too.
+
+    Raises:
+        OutputError: the folder cannot be written.
+        StorageError: another process has it.
+    """
     writable_folder(path.parent)
     file = path.with_name(f"{path.name}.lock").open("w")
     try:

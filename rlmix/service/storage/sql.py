@@ -5,25 +5,59 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, func, insert, select, update
 
 from rlmix._files import sha256_of
-from rlmix.errors import ConflictError, MissingError
-from rlmix.service.records import Alias, DecisionRecord, Feedback, PolicyVersion, Run, Spec
+from rlmix.errors import ConflictError, FencedError, MissingError
+from rlmix.service.failpoints import fail_point
+from rlmix.service.records import (
+    LEASE_SECONDS,
+    LOST_SECONDS,
+    Alias,
+    DecisionRecord,
+    Ended,
+    Feedback,
+    Learner,
+    Origin,
+    Phase,
+    PolicyVersion,
+    Run,
+    RunState,
+    Spec,
+    Token,
+)
 from rlmix.service.storage.abstract import AbstractStorage
 from rlmix.service.storage.engine import AbstractEngine
 from rlmix.service.storage.tables import (
     blobs,
     decisions,
     feedback,
+    learners,
+    leases,
     policies,
     policy_aliases,
     policy_versions,
     projects,
+    run_log,
     runs,
+    tokens,
 )
+
+# How exact `Run.renewed` is: a write for every decision would double what is written.
+_RENEWED_MICROSECONDS = 10_000_000
+# What every decision needs is put together once: that takes longer than running it.
+_RUN_KEY = (
+    select(runs.c.id, runs.c.name, runs.c.state, runs.c.attempt, runs.c.renewed)
+    .join(projects, projects.c.id == runs.c.project_id)
+    .where(projects.c.name == bindparam("project"), runs.c.name == bindparam("run"))
+    .with_for_update(of=runs)
+)
+_DECISION = select(decisions).where(decisions.c.run_id == bindparam("run"), decisions.c.seq == bindparam("number"))
+_ADD_DECISION = insert(decisions)
+# Of the lock that puts runs that end into one order.
+_LOG_LOCK = 0x726C6D6978
 
 
 @final
@@ -61,6 +95,7 @@ class SqlStorage(AbstractStorage):
             if connection.scalar(select(blobs.c.digest).where(blobs.c.digest == digest)) is not None:
                 return False
             connection.execute(insert(blobs).values(digest=digest, data=data, created=now()))
+            fail_point("service.mid_blob_upload")
             return True
 
         return digest, self._engine.write(write)
@@ -78,8 +113,7 @@ class SqlStorage(AbstractStorage):
 
         def write(connection: Connection) -> tuple[PolicyVersion, bool]:
             for digest in (document, tensors):
-                if connection.scalar(select(blobs.c.digest).where(blobs.c.digest == digest)) is None:
-                    raise MissingError(f"there is no blob `{digest}`. Upload it first.")
+                _check_blob(connection, digest)
             owner = _policy_made(connection, project, policy)
             of_policy = policy_versions.c.policy_id == owner
             same = select(policy_versions.c.number).where(of_policy, policy_versions.c.document == document)
@@ -118,7 +152,7 @@ class SqlStorage(AbstractStorage):
                 policy_versions.c.policy_id == owner, policy_versions.c.number == number
             )
             place = (policy_aliases.c.policy_id == owner) & (policy_aliases.c.name == alias)
-            found = connection.scalar(select(policy_aliases.c.revision).where(place)) or 0
+            found = connection.scalar(select(policy_aliases.c.revision).where(place).with_for_update()) or 0
             if found != revision:
                 raise ConflictError(f"the alias `{alias}` was set {found} times, expected {revision}. Read it again.")
             values = {"version_id": connection.scalar(led_to), "revision": revision + 1, "updated": now()}
@@ -151,15 +185,17 @@ class SqlStorage(AbstractStorage):
                 .join(policies, policies.c.id == policy_versions.c.policy_id)
                 .where(policies.c.project_id == owner, policies.c.name == policy, policy_versions.c.number == led_to)
             )
-            row = {"name": run, "alias": alias, "spec": _text(spec), "state": "active", "created": now()}
-            connection.execute(insert(runs).values(project_id=owner, version_id=version_id, **row))
-            return _run(connection, project, run)[1], True
+            begun = now()
+            row = {"name": run, "alias": alias, "spec": _text(spec), "state": "active", "created": begun}
+            values = {"project_id": owner, "version_id": version_id, "attempt": 1, "renewed": begun, **row}
+            connection.execute(insert(runs).values(**values))
+            return _run(connection, project, run), True
 
         return self._engine.write(write)
 
     def run(self, project: str, run: str) -> Run:
         """Return a run."""
-        return self._engine.read(lambda connection: _run(connection, project, run)[1])
+        return self._engine.read(lambda connection: _run(connection, project, run))
 
     def runs(self, project: str, after: str, limit: int) -> Sequence[Run]:
         """Return up to `limit` runs whose names come after `after`, by name."""
@@ -170,15 +206,41 @@ class SqlStorage(AbstractStorage):
 
         return self._engine.read(read)
 
-    def finish_run(self, project: str, run: str) -> Run:
+    def newest_runs(self, project: str, limit: int) -> Sequence[Run]:
+        """Return up to `limit` runs, the last that began first."""
+
+        def read(connection: Connection) -> list[Run]:
+            page = _run_rows(_project(connection, project)).order_by(runs.c.id.desc()).limit(limit)
+            return [_run_of(row, project) for row in connection.execute(page)]
+
+        return self._engine.read(read)
+
+    def claim_run(self, project: str, run: str) -> Run:
+        """Go on with a run: whoever did so before may not write any more."""
+
+        def write(connection: Connection) -> Run:
+            key = _run_key(connection, project, run)
+            if key.state != "active":
+                raise ConflictError(f"the run `{run}` is {key.state}. Begin a new one.")
+            values = {"attempt": key.attempt + 1, "renewed": now()}
+            connection.execute(update(runs).where(runs.c.id == key.id).values(**values))
+            return _run(connection, project, run)
+
+        return self._engine.write(write)
+
+    def end_run(self, project: str, run: str, state: RunState, attempt: int) -> Run:
         """End a run, if it goes on."""
 
         def write(connection: Connection) -> Run:
-            number, found = _run(connection, project, run)
-            if found.state == "finished":
-                return found
-            connection.execute(update(runs).where(runs.c.id == number).values(state="finished", ended=now()))
-            return _run(connection, project, run)[1]
+            key = _run_key(connection, project, run)
+            key.check(attempt)
+            if key.state == "active":
+                _in_order(connection)
+                connection.execute(update(runs).where(runs.c.id == key.id).values(state=state, ended=now()))
+                connection.execute(insert(run_log).values(run_id=key.id))
+            elif key.state != state:
+                raise ConflictError(f"the run `{run}` is {key.state} already.")
+            return _run(connection, project, run)
 
         return self._engine.write(write)
 
@@ -186,8 +248,10 @@ class SqlStorage(AbstractStorage):
         """Store a decision; return the one that is stored from now on, and whether it is this one."""
 
         def write(connection: Connection) -> tuple[DecisionRecord, bool]:
-            number, state = _run_key(connection, project, run)
-            row = connection.execute(_decision_row(number, record.seq)).first()
+            key = _run_key(connection, project, run)
+            key.check(record.attempt)
+            key.renew(connection)
+            row = connection.execute(_DECISION, {"run": key.id, "number": record.seq}).first()
             if row is not None:
                 stored = _decision_of(row)
                 if stored.asked != record.asked:
@@ -195,9 +259,9 @@ class SqlStorage(AbstractStorage):
                 if record.origin != "server" and stored.answered != record.answered:
                     raise ConflictError(f"decision {record.seq} is stored with another answer.")
                 return stored, False
-            if record.origin == "server" and state != "active":
-                raise ConflictError(f"the run `{run}` is {state}. Begin a new one.")
-            connection.execute(insert(decisions).values(run_id=number, **_decision_values(record)))
+            if record.origin == "server" and key.state != "active":
+                raise ConflictError(f"the run `{run}` is {key.state}. Begin a new one.")
+            connection.execute(_ADD_DECISION, {"run_id": key.id, **_decision_values(record)})
             return record, True
 
         return self._engine.write(write)
@@ -206,7 +270,7 @@ class SqlStorage(AbstractStorage):
         """Return a decision."""
 
         def read(connection: Connection) -> DecisionRecord:
-            row = connection.execute(_decision_row(_run_key(connection, project, run)[0], seq)).first()
+            row = connection.execute(_DECISION, {"run": _run_id(connection, project, run), "number": seq}).first()
             if row is None:
                 raise MissingError(f"the run `{run}` has no decision {seq}.")
             return _decision_of(row)
@@ -217,25 +281,27 @@ class SqlStorage(AbstractStorage):
         """Return up to `limit` decisions with numbers above `after`, ascending."""
 
         def read(connection: Connection) -> list[DecisionRecord]:
-            number, _ = _run_key(connection, project, run)
-            page = select(decisions).where(decisions.c.run_id == number, decisions.c.seq > after)
-            return [_decision_of(row) for row in connection.execute(page.order_by(decisions.c.seq).limit(limit))]
+            return _decisions(connection, _run_id(connection, project, run), after, limit)
 
         return self._engine.read(read)
 
-    def put_feedback(self, project: str, run: str, feedback: Feedback) -> tuple[Feedback, bool]:
+    def put_feedback(self, project: str, run: str, feedback: Feedback, attempt: int) -> tuple[Feedback, bool]:
         """Store what came of a decision that is stored."""
 
         def write(connection: Connection) -> tuple[Feedback, bool]:
-            number, _ = _run_key(connection, project, run)
-            stored = _feedback(connection, number, feedback.seq)
+            key = _run_key(connection, project, run)
+            key.renew(connection)
+            decision = connection.execute(_DECISION, {"run": key.id, "number": feedback.seq}).first()
+            if decision is None:
+                raise MissingError(f"the run `{run}` has no decision {feedback.seq}. Store that first.")
+            if decision.attempt != attempt:
+                raise FencedError(f"decision {feedback.seq} is of attempt {decision.attempt}, not {attempt}.")
+            stored = _feedback(connection, key.id, feedback.seq)
             if stored is not None:
                 if stored.values != feedback.values:
                     raise ConflictError(f"decision {feedback.seq} has other feedback already.")
                 return stored, False
-            if connection.execute(_decision_row(number, feedback.seq)).first() is None:
-                raise MissingError(f"the run `{run}` has no decision {feedback.seq}. Store that first.")
-            _insert_feedback(connection, number, feedback)
+            _insert_feedback(connection, key.id, feedback)
             return feedback, True
 
         return self._engine.write(write)
@@ -244,12 +310,200 @@ class SqlStorage(AbstractStorage):
         """Return what came of a decision."""
 
         def read(connection: Connection) -> Feedback:
-            found = _feedback(connection, _run_key(connection, project, run)[0], seq)
+            found = _feedback(connection, _run_id(connection, project, run), seq)
             if found is None:
                 raise MissingError(f"the run `{run}` has no feedback {seq}.")
             return found
 
         return self._engine.read(read)
+
+    def feedbacks(self, project: str, run: str, after: int, limit: int) -> Sequence[Feedback]:
+        """Return what came of up to `limit` decisions with numbers above `after`, ascending."""
+
+        def read(connection: Connection) -> list[Feedback]:
+            return _feedbacks(connection, _run_id(connection, project, run), after, limit)
+
+        return self._engine.read(read)
+
+    def origins(self, project: str, names: Sequence[str]) -> Mapping[str, Mapping[Origin, int]]:
+        """Return for each run how many of its decisions came from where."""
+
+        def read(connection: Connection) -> dict[str, dict[Origin, int]]:
+            named = runs.c.name.in_(list(names)) & (runs.c.project_id == _project(connection, project))
+            counted = (
+                select(runs.c.name, decisions.c.origin, func.count())
+                .join(decisions, decisions.c.run_id == runs.c.id)
+                .where(named)
+                .group_by(runs.c.name, decisions.c.origin)
+            )
+            found: dict[str, dict[Origin, int]] = {run: {} for run in names}
+            for run, origin, count in connection.execute(counted):
+                found[run][origin] = count
+            return found
+
+        return self._engine.read(read)
+
+    def policies(self, project: str) -> tuple[str, ...]:
+        """Return the names of all policies of a project, sorted."""
+
+        def read(connection: Connection) -> tuple[str, ...]:
+            named = select(policies.c.name).where(policies.c.project_id == _project(connection, project))
+            return tuple(connection.scalars(named.order_by(policies.c.name)))
+
+        return self._engine.read(read)
+
+    def aliases(self, project: str, policy: str) -> tuple[Alias, ...]:
+        """Return all aliases of a policy, by name."""
+
+        def read(connection: Connection) -> tuple[Alias, ...]:
+            of_policy = policy_aliases.c.policy_id == _policy(connection, project, policy)
+            named = connection.scalars(select(policy_aliases.c.name).where(of_policy).order_by(policy_aliases.c.name))
+            return tuple(_alias(connection, project, policy, name) for name in list(named))
+
+        return self._engine.read(read)
+
+    def ended(self, project: str, policy: str, after: int, limit: int) -> Sequence[Ended]:
+        """Return up to `limit` runs of a policy with cursors above `after`, in the order in which they ended."""
+
+        def read(connection: Connection) -> list[Ended]:
+            _policy(connection, project, policy)
+            page = (
+                _run_rows(_project(connection, project))
+                .add_columns(run_log.c.id)
+                .join(run_log, run_log.c.run_id == runs.c.id)
+                .where(policies.c.name == policy, run_log.c.id > after)
+            )
+            found = []
+            for row in connection.execute(page.order_by(run_log.c.id).limit(limit)).all():
+                number = row._mapping[runs.c.id]
+                found.append(
+                    Ended(
+                        cursor=row._mapping[run_log.c.id],
+                        run=_run_of(row, project),
+                        decisions=tuple(_decisions(connection, number)),
+                        feedback=tuple(_feedbacks(connection, number)),
+                    )
+                )
+            return found
+
+        return self._engine.read(read)
+
+    def acquire(self, lease: str, holder: str, seconds: float) -> int | None:
+        """Take a lease, or keep it for longer; None where somebody else has it."""
+
+        def write(connection: Connection) -> int | None:
+            named, time_now = leases.c.name == lease, now()
+            row = connection.execute(select(leases).where(named).with_for_update()).first()
+            values = {"holder": holder, "expires": time_now + round(seconds * 1e6)}
+            if row is None:
+                connection.execute(insert(leases).values(name=lease, fence=1, **values))
+                return 1
+            if row.holder not in (None, holder) and row.expires > time_now:
+                return None
+            fence: int = row.fence + (row.holder != holder)
+            connection.execute(update(leases).where(named).values(fence=fence, **values))
+            return fence
+
+        return self._engine.write(write)
+
+    def release(self, lease: str, holder: str) -> None:
+        """Let go of a lease, if `holder` has it."""
+        held = (leases.c.name == lease) & (leases.c.holder == holder)
+        self._engine.write(lambda connection: connection.execute(update(leases).where(held).values(holder=None)))
+
+    def learner(self, project: str, policy: str) -> Learner:
+        """Return where learning has come to."""
+
+        def read(connection: Connection) -> Learner:
+            owner = learners.c.policy_id == _policy(connection, project, policy)
+            row = connection.execute(select(learners).where(owner)).first()
+            return Learner() if row is None else Learner(cursor=row.position, checkpoint=row.checkpoint)
+
+        return self._engine.read(read)
+
+    def save_learner(self, project: str, policy: str, state: Learner, *, lease: str, fence: int) -> None:
+        """Store where learning has come to."""
+
+        def write(connection: Connection) -> None:
+            held = select(leases.c.fence).where(leases.c.name == lease).with_for_update()
+            if connection.scalar(held) != fence:
+                raise FencedError(f"the lease `{lease}` has passed to another learner.")
+            if state.checkpoint is not None:
+                _check_blob(connection, state.checkpoint)
+            owner = _policy(connection, project, policy)
+            values = {"position": state.cursor, "checkpoint": state.checkpoint, "updated": now()}
+            place = learners.c.policy_id == owner
+            if connection.execute(update(learners).where(place).values(**values)).rowcount == 0:
+                connection.execute(insert(learners).values(policy_id=owner, **values))
+
+        self._engine.write(write)
+
+    def create_token(self, token: Token, digest: str) -> None:
+        """Store a token, by the SHA-256 of what its owner sends."""
+
+        def write(connection: Connection) -> None:
+            if token.project is not None:
+                _project(connection, token.project)
+            same = (tokens.c.name == token.name) | (tokens.c.digest == digest)
+            if connection.scalar(select(tokens.c.name).where(same)) is not None:
+                raise ConflictError(f"there is a token `{token.name}` already. Give another name, or revoke it.")
+            values = {name: getattr(token, name) for name in ("name", "project", "created", "expires", "revoked")}
+            connection.execute(insert(tokens).values(digest=digest, scopes=_text(token.scopes), **values))
+
+        self._engine.write(write)
+
+    def tokens(self) -> tuple[Token, ...]:
+        """Return all tokens, by name."""
+
+        def read(connection: Connection) -> tuple[Token, ...]:
+            return tuple(_token_of(row) for row in connection.execute(select(tokens).order_by(tokens.c.name)))
+
+        return self._engine.read(read)
+
+    def token(self, digest: str) -> Token | None:
+        """Return the token that has this SHA-256, whatever its state."""
+
+        def read(connection: Connection) -> Token | None:
+            row = connection.execute(select(tokens).where(tokens.c.digest == digest)).first()
+            return None if row is None else _token_of(row)
+
+        return self._engine.read(read)
+
+    def revoke_token(self, name: str) -> Token:
+        """Close a token for good; a second time changes nothing."""
+
+        def write(connection: Connection) -> Token:
+            named = tokens.c.name == name
+            still = named & tokens.c.revoked.is_(None)
+            connection.execute(update(tokens).where(still).values(revoked=now()))
+            row = connection.execute(select(tokens).where(named)).first()
+            if row is None:
+                raise MissingError(f"there is no token `{name}`.")
+            return _token_of(row)
+
+        return self._engine.write(write)
+
+    def census(self, now: int, since: int) -> Mapping[Phase, int]:
+        """Return how many runs there are in which phase, in all projects."""
+
+        def read(connection: Connection) -> dict[Phase, int]:
+            counted = select(runs.c.state, func.count()).group_by(runs.c.state)
+            found: dict[Phase, int] = {row[0]: row[1] for row in connection.execute(counted)}
+            going = found.pop("active", 0)
+            silent = [
+                connection.scalar(select(func.count()).where(runs.c.state == "active", runs.c.renewed <= now - limit))
+                if now - since >= limit
+                else 0
+                for limit in (LEASE_SECONDS * 1_000_000, LOST_SECONDS * 1_000_000)
+            ]
+            stale, lost = (count or 0 for count in silent)
+            return found | {"active": going - stale, "stale": stale - lost, "lost": lost}
+
+        return self._engine.read(read)
+
+    def waiting(self) -> int:
+        """Return how many writes wait for their turn in this process."""
+        return self._engine.waiting()
 
     def check(self) -> None:
         """Prove that something can be written."""
@@ -270,6 +524,20 @@ def now() -> int:
 
 def _text(values: Any) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _in_order(connection: Connection) -> None:
+    """Let the numbers that a transaction draws from here on become visible in their order.
+
+    On SQLite transactions that write come one after the other anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_LOG_LOCK)))
+
+
+def _check_blob(connection: Connection, digest: str) -> None:
+    if connection.scalar(select(blobs.c.digest).where(blobs.c.digest == digest)) is None:
+        raise MissingError(f"there is no blob `{digest}`. Upload it first.")
 
 
 def _project(connection: Connection, project: str) -> int:
@@ -328,8 +596,9 @@ def _alias(connection: Connection, project: str, policy: str, alias: str) -> Ali
 
 def _run_rows(owner: int) -> Select[Any]:
     """Return the runs of a project, each with its version and the name of its policy."""
+    highest = select(func.max(decisions.c.seq)).where(decisions.c.run_id == runs.c.id).scalar_subquery()
     return (
-        select(runs, policy_versions, policies.c.name)
+        select(runs, policy_versions, policies.c.name, highest.label("highest"))
         .join(policy_versions, policy_versions.c.id == runs.c.version_id)
         .join(policies, policies.c.id == policy_versions.c.policy_id)
         .where(runs.c.project_id == owner)
@@ -340,12 +609,12 @@ def _run_row(owner: int, run: str) -> Select[Any]:
     return _run_rows(owner).where(runs.c.name == run)
 
 
-def _run(connection: Connection, project: str, run: str) -> tuple[int, Run]:
-    """Return a run's key and the run."""
+def _run(connection: Connection, project: str, run: str) -> Run:
+    """Return a run."""
     row = connection.execute(_run_row(_project(connection, project), run)).first()
     if row is None:
-        raise MissingError(f"the project `{project}` has no run `{run}`. Begin it first.")
-    return row._mapping[runs.c.id], _run_of(row, project)
+        raise _no_run(project, run)
+    return _run_of(row, project)
 
 
 def _run_of(row: Row[Any], project: str) -> Run:
@@ -356,28 +625,82 @@ def _run_of(row: Row[Any], project: str) -> Run:
         alias=fields[runs.c.alias],
         version=_version_of(fields, project, fields[policies.c.name]),
         state=fields[runs.c.state],
+        attempt=fields[runs.c.attempt],
+        next_seq=0 if row.highest is None else row.highest + 1,
         created=fields[runs.c.created],
+        renewed=fields[runs.c.renewed],
         ended=fields[runs.c.ended],
     )
 
 
-def _run_key(connection: Connection, project: str, run: str) -> tuple[int, str]:
-    """Return a run's key and state: all that a decision needs."""
-    row = connection.execute(
-        select(runs.c.id, runs.c.state)
-        .join(projects, projects.c.id == runs.c.project_id)
-        .where(projects.c.name == project, runs.c.name == run)
-    ).first()
+@final
+class _RunKey(NamedTuple):
+    """All that a write needs of a run."""
+
+    id: int
+    name: str
+    state: str
+    attempt: int
+    renewed: int
+
+    def check(self, attempt: int) -> None:
+        """Refuse an attempt that somebody has taken over from."""
+        if attempt < self.attempt:
+            raise FencedError(f"attempt {attempt} of the run `{self.name}` is over: attempt {self.attempt} goes on.")
+        if attempt > self.attempt:
+            raise ConflictError(f"the run `{self.name}` is at attempt {self.attempt}, not {attempt}. Claim it first.")
+
+    def renew(self, connection: Connection) -> None:
+        """Note that the run was heard of."""
+        time_now = now()
+        if time_now - self.renewed > _RENEWED_MICROSECONDS:
+            connection.execute(update(runs).where(runs.c.id == self.id).values(renewed=time_now))
+
+
+def _run_key(connection: Connection, project: str, run: str) -> _RunKey:
+    """Return what a write needs of a run, and keep others from writing to it until the transaction ends."""
+    row = connection.execute(_RUN_KEY, {"project": project, "run": run}).first()
     if row is None:
-        raise MissingError(f"the project `{project}` has no run `{run}`. Begin it first.")
-    return row.id, row.state
+        raise _no_run(project, run)
+    return _RunKey(*row)
 
 
-def _decision_row(run_id: int, seq: int) -> Select[Any]:
-    return select(decisions).where(decisions.c.run_id == run_id, decisions.c.seq == seq)
+def _run_id(connection: Connection, project: str, run: str) -> int:
+    """Return a run's key: all that reading needs."""
+    found = select(runs.c.id).join(projects, projects.c.id == runs.c.project_id)
+    number: int | None = connection.scalar(found.where(projects.c.name == project, runs.c.name == run))
+    if number is None:
+        raise _no_run(project, run)
+    return number
 
 
-_PLAIN = ("seq", "step", "observation", "explore", "origin", "entry", "decision", "probability", "value", "issued")
+def _no_run(project: str, run: str) -> MissingError:
+    return MissingError(f"the project `{project}` has no run `{run}`. Begin it first.")
+
+
+def _decisions(connection: Connection, run_id: int, after: int = -1, limit: int | None = None) -> list[DecisionRecord]:
+    page = select(decisions).where(decisions.c.run_id == run_id, decisions.c.seq > after)
+    return [_decision_of(row) for row in connection.execute(page.order_by(decisions.c.seq).limit(limit))]
+
+
+def _feedbacks(connection: Connection, run_id: int, after: int = -1, limit: int | None = None) -> list[Feedback]:
+    page = select(feedback).where(feedback.c.run_id == run_id, feedback.c.seq > after)
+    return [_feedback_of(row) for row in connection.execute(page.order_by(feedback.c.seq).limit(limit))]
+
+
+_PLAIN = (
+    "seq",
+    "attempt",
+    "step",
+    "observation",
+    "explore",
+    "origin",
+    "entry",
+    "decision",
+    "probability",
+    "value",
+    "issued",
+)
 
 
 def _decision_values(record: DecisionRecord) -> dict[str, Any]:
@@ -394,9 +717,18 @@ def _decision_of(row: Row[Any]) -> DecisionRecord:
 def _feedback(connection: Connection, run_id: int, seq: int) -> Feedback | None:
     found = select(feedback).where(feedback.c.run_id == run_id, feedback.c.seq == seq)
     row = connection.execute(found).first()
-    return None if row is None else Feedback(seq=seq, values=json.loads(row.data), received=row.received)
+    return None if row is None else _feedback_of(row)
+
+
+def _feedback_of(row: Row[Any]) -> Feedback:
+    return Feedback(seq=row.seq, values=json.loads(row.data), received=row.received)
 
 
 def _insert_feedback(connection: Connection, run_id: int, given: Feedback) -> None:
     values = {"seq": given.seq, "data": _text(dict(given.values)), "received": given.received}
     connection.execute(insert(feedback).values(run_id=run_id, **values))
+
+
+def _token_of(row: Row[Any]) -> Token:
+    names = ("name", "project", "created", "expires", "revoked")
+    return Token(scopes=tuple(json.loads(row.scopes)), **{name: row._mapping[name] for name in names})

@@ -79,7 +79,19 @@ runs = Table(
     Column("state", String(16), nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("ended", BigInteger),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("renewed", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("project_id", "name"),
+)
+
+# Runs in the order in which they ended: whoever reads on from the last number that it saw misses none.
+run_log = Table(
+    "run_log",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False, unique=True),
+    # Numbers of rows that were deleted are not given again.
+    sqlite_autoincrement=True,
 )
 
 decisions = Table(
@@ -97,6 +109,7 @@ decisions = Table(
     Column("probability", Double),
     Column("value", Double),
     Column("issued", BigInteger, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default="1"),
     # The rows of a run lie together, in order, and are found by one search.
     sqlite_with_rowid=False,
 )
@@ -110,4 +123,34 @@ feedback = Table(
     Column("received", BigInteger, nullable=False),
     ForeignKeyConstraint(["run_id", "seq"], ["decisions.run_id", "decisions.seq"]),
     sqlite_with_rowid=False,
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("holder", String(63)),
+    Column("fence", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+)
+
+learners = Table(
+    "learners",
+    metadata,
+    Column("policy_id", ForeignKey("policies.id"), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("checkpoint", ForeignKey("blobs.digest")),
+    Column("updated", BigInteger, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("project", String(63)),
+    Column("scopes", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
 )

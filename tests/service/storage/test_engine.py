@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 from pathlib import Path
@@ -67,13 +68,42 @@ def test_writes_that_wait_are_committed_together(tmp_path: Path) -> None:
     for _ in range(5):
         threads.append(threading.Thread(target=engine.write, args=(lambda c: seen.append(id(c.get_transaction())),)))
         threads[-1].start()
-    while engine._queue.qsize() < 5:
+    while engine.waiting() < 5:
         pass
     go.set()
     for thread in threads:
         thread.join()
     assert len(seen) == 5
     assert len(set(seen)) == 1
+    engine.close()
+
+
+def test_an_interrupted_thread_leaves_nobody_waiting(tmp_path: Path) -> None:
+    """Whoever presses Ctrl-C while their thread writes for others must not hang those for ever."""
+    engine = Sqlite(tmp_path / "x.db")
+    begun, go = threading.Event(), threading.Event()
+
+    def interrupted(connection: Connection) -> None:
+        begun.set()
+        go.wait(10)
+        raise KeyboardInterrupt
+
+    def leading() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            engine.write(interrupted)
+
+    threads = [threading.Thread(target=leading)]
+    threads[0].start()
+    assert begun.wait(10)
+    found: list[int] = []
+    threads.append(threading.Thread(target=lambda: found.append(engine.write(lambda connection: 7))))
+    threads[1].start()
+    while engine.waiting() < 1:
+        pass
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert found == [7]
     engine.close()
 
 
@@ -109,7 +139,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path: Path, 
         Sqlite(path)
 
 
-@pytest.mark.parametrize("url", ["postgresql://x/y", "sqlite:///", "rlmix.db", "mysql://x"])
+@pytest.mark.parametrize("url", ["sqlite:///", "rlmix.db", "mysql://x", "postgresql://", "postgresql+asyncpg://x/y"])
 def test_another_address_is_refused(url: str) -> None:
     """A database that is silently another one than was meant loses everything."""
     with pytest.raises(ConfigError, match="sqlite:///FILE"):

@@ -8,13 +8,16 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+# Names are compared byte by byte on SQLite, so that pages of them have the same order everywhere.
+NAME = sa.String(63).with_variant(sa.String(63, collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     """Make them."""
     op.create_table(
         "projects",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("name", sa.String(63), nullable=False, unique=True),
+        sa.Column("name", NAME, nullable=False, unique=True),
         sa.Column("created", sa.BigInteger, nullable=False),
     )
     op.create_table(
@@ -27,7 +30,7 @@ def upgrade() -> None:
         "policies",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("project_id", sa.Integer, sa.ForeignKey("projects.id"), nullable=False),
-        sa.Column("name", sa.String(63), nullable=False),
+        sa.Column("name", NAME, nullable=False),
         sa.UniqueConstraint("project_id", "name"),
     )
     op.create_table(
@@ -44,7 +47,7 @@ def upgrade() -> None:
     op.create_table(
         "policy_aliases",
         sa.Column("policy_id", sa.Integer, sa.ForeignKey("policies.id"), primary_key=True),
-        sa.Column("name", sa.String(63), primary_key=True),
+        sa.Column("name", NAME, primary_key=True),
         sa.Column("version_id", sa.Integer, sa.ForeignKey("policy_versions.id"), nullable=False),
         sa.Column("revision", sa.Integer, nullable=False),
         sa.Column("updated", sa.BigInteger, nullable=False),
@@ -53,7 +56,7 @@ def upgrade() -> None:
         "runs",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("project_id", sa.Integer, sa.ForeignKey("projects.id"), nullable=False),
-        sa.Column("name", sa.String(63), nullable=False),
+        sa.Column("name", NAME, nullable=False),
         sa.Column("version_id", sa.Integer, sa.ForeignKey("policy_versions.id"), nullable=False),
         sa.Column("alias", sa.String(63), nullable=False),
         sa.Column("spec", sa.Text, nullable=False),
