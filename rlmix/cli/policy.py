@@ -231,7 +231,7 @@ def _print_limits(console: Console, limits: Mapping[str, Any]) -> None:
 
 
 def _print_rows(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(*header, title=title, title_justify="left")
+    table = Table(*header, title=escape(title), title_justify="left")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     console.print(table)

@@ -195,7 +195,7 @@ def save(path: str | os.PathLike[str], policy: LearnedPolicy) -> None:
 
 def folder_of(path: str | os.PathLike[str]) -> Path:
     """Return the directory that `load` reads: `path`, or that of the policy of this package for "default"."""
-    return _SHIPPED if path == DEFAULT else Path(path)
+    return _SHIPPED if os.fspath(path) == DEFAULT else Path(path)
 
 
 def load(path: str | os.PathLike[str]) -> LearnedPolicy:

@@ -46,6 +46,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "policy"
 
 
+def test_the_policy_of_the_package_is_shown_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody knows its folder; and what its numbers are is in brackets, which are markup elsewhere."""
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run("default") == 0
+    text = capsys.readouterr().out
+    assert "[mean, low, high] of a 95 % interval" in text
+    assert "Limits: in a training outside them" in text
+
+
 def test_everything_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Card, observation with ranges and meaning, catalogue, behaviour."""
     monkeypatch.setenv("COLUMNS", "160")
