@@ -33,6 +33,8 @@ Examples:
 - `rlmix demo --quick` shows the same in under a minute with amounts too small to learn from
 
 - `rlmix demo --seed 1 --out runs/demo-1` repeats it with other random numbers
+
+- `rlmix demo --service` shows a policy service instead: three trainings, a crash on the way, and what is learned
 """
 
 _BARS = (
@@ -74,8 +76,18 @@ def demo(
     catalogue: Annotated[str, typer.Option(help="What the agent chooses from: v0 or cheap.")] = "v0",
     quick: Annotated[bool, typer.Option("--quick", help="Tiny amounts: shows the way, learns nothing.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+    service: Annotated[
+        bool, typer.Option("--service", help="Show a policy service instead, which is killed on the way.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only; the result is in the folder.")] = False,
 ) -> None:
     """Train an agent on many tiny trainings of real digits, deploy its policy, and measure what it gains."""
+    if service:
+        from rlmix.cli.service_demo import service_demo
+
+        service_demo(out, seed=seed, catalogue=catalogue, quick=quick, as_json=json_, quiet=quiet)
+        return
+
     import time
 
     import torch
@@ -90,8 +102,8 @@ def demo(
     folder = writable_folder(_folder(out))
     entries = find_catalogue(catalogue)
     # A file or a pipe has no width of its own, and the table needs more than the 80 columns that stand for it.
-    console = Console(stderr=json_, soft_wrap=True)
-    console = console if console.is_terminal else Console(stderr=json_, soft_wrap=True, width=120)
+    console = Console(stderr=json_, soft_wrap=True, quiet=quiet)
+    console = console if console.is_terminal else Console(stderr=json_, soft_wrap=True, quiet=quiet, width=120)
     # Two processes, one thread each: the trainings are too small for more, and results then do not hang on the cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -160,7 +160,8 @@ def test_protocol_writes_runs_report_tables_and_figures(study, capsys):
         rows = list(csv.DictReader(file))
     baselines = {*catalogue("cheap").names, "best-fixed", "best-fixed-per-budget", "oracle", "hold"}
     assert {row["to"] for row in rows} == {*baselines, "learned~replayed", "learned~static"}
-    assert (folder / "figures" / "profile-near.png").is_file()
+    drawn = {path.stem for path in (folder / "figures").iterdir()}
+    assert drawn == {"choices-0", "choices-1", "profiles", "differences"}
     before = (folder / "runs.csv").read_bytes()
     assert run(*arguments) == 2
     assert "Go on with --resume" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from rlmix.errors import ConfigError
+from rlmix.service import guard as guards
 from rlmix.service.guard import ANYBODY, KNOWN_SECONDS, Buckets, Caller, Guard, Tokens, check_address, is_loopback
 from rlmix.service.records import Scope, Token
 from rlmix.service.storage.abstract import AbstractStorage
@@ -134,7 +135,7 @@ def test_a_token_ends_when_it_was_said_to(database: AbstractStorage) -> None:
     assert asked(guard, f"Bearer {secret}") is not None
     assert asked(guard, f"Bearer {over}") is None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlmix.service.guard.now", lambda: now() + lifetime("30m"))
+        patch.setattr(guards, "now", lambda: now() + lifetime("30m"))
         assert asked(guard, f"Bearer {secret}") is None
 
 
