@@ -186,6 +186,14 @@ def rows_of(storage: AbstractStorage, known: list[Row], cursor: int) -> int:
     return cursor
 
 
+def _silent(storage: AbstractStorage) -> int:
+    """Return how many trainings ended without that the service knows what came of them."""
+    cursor, count = 0, 0
+    while page := storage.ended(_PROJECT, _POLICY, cursor, 50):
+        cursor, count = page[-1].cursor, count + sum(score_of(ended) is None for ended in page)
+    return count
+
+
 def _row(ended: Ended, number: int, found: float) -> Row:
     values = ended.feedback[-1].values
     origins = Counter(one.origin for one in ended.decisions)
@@ -277,7 +285,7 @@ def _look(url: str, last: Row) -> dict[str, bool]:
 
 def run(folder: Path, least: int, most: int, seed: int) -> None:
     """Serve, train and learn until it is known whether it learns; write what came of it."""
-    where = environment([*sys.orig_argv[1:]])
+    where = environment(["python", *sys.orig_argv[1:]])
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "policy").exists():
         save(folder / "policy", untrained(ENTRIES))
@@ -322,9 +330,11 @@ def run(folder: Path, least: int, most: int, seed: int) -> None:
                 break
         seconds = time.monotonic() - begun
         shown = _look(url, rows[-1])
+        silent = _silent(storage)
     rows = rows[:told]
     if before:
         where["resumed_after"] = before
+    where["trainings_without_a_score"] = silent
     _write(where, rows, known, levels, reached, seconds, shown, seed)
 
 
