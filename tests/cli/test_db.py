@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -129,10 +129,8 @@ def test_a_database_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Ca
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], without: Callable[..., None]) -> None:
     """Whoever has installed the library alone must learn what to install."""
-    for name in [name for name in sys.modules if name.startswith("rlmix.service")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    without("sqlalchemy")
     assert run("check") == 2
     assert "pip install 'rlmix[serve]'" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,9 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], without: Callable[..., None]) -> None:
     """Whoever has installed the library alone must learn what to install."""
-    for name in [name for name in sys.modules if name.startswith("rlmix.service")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
+    without("sqlalchemy")
     assert run() == 2
     assert "pip install 'rlmix[serve]'" in capsys.readouterr().err
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], without: Callable[..., None]) -> None:
     """Whoever has installed the library alone must learn what to install."""
-    for name in [name for name in sys.modules if name.startswith("rlmix.service")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("fastapi", "uvicorn", "sqlalchemy", "starlette"):
-        monkeypatch.setitem(sys.modules, name, None)
+    without("fastapi", "uvicorn", "sqlalchemy", "starlette")
     assert "pip install 'rlmix[serve]'" in refused(capsys)
 
 

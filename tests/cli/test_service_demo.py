@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -194,11 +194,9 @@ def test_wrong_input_is_refused_before_anything_begins(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str], without: Callable[..., None]) -> None:
     """Whoever has installed the library alone must learn what to install."""
-    for name in [name for name in sys.modules if name.startswith("rlmix.service")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    without("uvicorn")
     with pytest.raises(SystemExit) as ended:
         main(["demo", "--service"])
     assert ended.value.code == 2

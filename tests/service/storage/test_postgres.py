@@ -206,7 +206,7 @@ WRITER = textwrap.dedent(
     """
     import sys
     from concurrent.futures import ThreadPoolExecutor
-    from dataclasses import asdict
+    from threading import Barrier
     from rlmix.service.records import Feedback
     from rlmix.service.storage.opening import open_storage
     from rlmix.testing.storage import record
@@ -214,10 +214,12 @@ WRITER = textwrap.dedent(
     storage = open_storage(sys.argv[1])
     print("ready", flush=True)
     sys.stdin.readline()
+    together = Barrier(8)
 
     def write(writer):
         answers = []
         for seq in range(12):
+            together.wait(60)
             entry = 10 * int(sys.argv[2]) + writer
             stored, new = storage.put_decision("p", "r", record(seq, entry=entry))
             given = Feedback(seq=seq, values={"x": float(seq)}, received=entry)
