@@ -434,6 +434,8 @@ class Remote(AbstractSource):
         body = {
             "policy": options.policy,
             "alias": options.alias,
+            # The alias may have moved since the policy was fetched, by hours if that was a copy.
+            "document": self._digest,
             "total_steps": training.total_steps,
             "num_classes": training.num_classes,
             "num_examples": training.num_examples,
@@ -445,13 +447,15 @@ class Remote(AbstractSource):
             return
         try:
             reply = self._set_up(letter.method, letter.path, body)
-            if reply.status == 200 and options.run is not None:
+            refusal = self._refusal(reply)
+            if refusal is None and reply.status == 200 and options.run is not None:
                 # What an earlier attempt left on this machine is told first: the claim shuts it out.
                 self._courier.wait(max(0.0, self._setup_end - time.monotonic()))
                 if self._courier.away:
                     raise ServiceError("the service has gone away again.")
                 reply = self._set_up("POST", f"{self._path}:claim")
-            if reply.status < 300:
+                refusal = self._refusal(reply)
+            if refusal is None:
                 run = _parsed(reply.body)
                 self._attempt, self._next, self._known = _count(run, "attempt", 1), _count(run, "next_seq", 0), True
                 return
@@ -460,8 +464,17 @@ class Remote(AbstractSource):
             self._courier.send(letter)
             self._failed(error)
             return
-        self._failed(ServiceError(f"the service refuses the run ({reply.status}): {reply.text}"))
+        self._failed(ServiceError(refusal))
         self._leave("the run is not ours")
+
+    def _refusal(self, reply: Reply) -> str | None:
+        """Return why a run that was asked for cannot be ours, if so."""
+        if reply.status >= 300:
+            return f"the service refuses the run ({reply.status}): {reply.text}"
+        pinned = _parsed(reply.body).get("policy")
+        if isinstance(pinned, dict) and pinned.get("document") == self._digest:
+            return None
+        return f"the run `{self._run}` began with another version of the policy."
 
     def _posed(
         self, number: int, policy: Learned, observation: Tensor, allowed: Tensor, explore: Streams | None

@@ -279,8 +279,8 @@ def _runs(router: APIRouter, service: Service) -> None:
 
     @router.put(f"{base}/{{run:segment}}", dependencies=[DECIDE], responses=answers(schemas.RunReply, 200, 201))
     def create_run(request: Request, project: Project, run: RunName, body: schemas.RunRequest) -> Response:
-        """Begin a run, pinned to the version that the alias leads to now, or return it."""
-        found, new = service.storage.create_run(project, run, body.policy, body.alias, body.spec)
+        """Begin a run, pinned to the version that the client has, or return it."""
+        found, new = service.storage.create_run(project, run, body.policy, body.alias, body.spec, body.document)
         return written(request, schemas.of_run(found), new=new)
 
     @router.get(f"{base}/{{run:segment}}", dependencies=[READ], responses=answers(schemas.RunReply))

@@ -69,6 +69,10 @@ class RunRequest(_Strict):
 
     policy: Name
     alias: Name
+    document: Digest | None = Field(
+        default=None,
+        description="SHA-256 of the policy.json that the client has; null for the version that the alias leads to now",
+    )
     total_steps: Count
     num_classes: Count
     num_examples: Count | None = None

@@ -114,6 +114,7 @@ class StorageContract:
             lambda storage: storage.set_alias("p", "q", "a", 7, 1),
             lambda storage: storage.create_run("p", "new", "q", "nobody", SPEC),
             lambda storage: storage.create_run("nobody", "new", "q", "a", SPEC),
+            lambda storage: storage.create_run("p", "new", "q", "a", SPEC, "0" * 64),
             lambda storage: storage.run("p", "nobody"),
             lambda storage: storage.runs("nobody", "", 1),
             lambda storage: storage.newest_runs("nobody", 1),
@@ -179,6 +180,18 @@ class StorageContract:
         assert storage.run("p", "r") == before
         assert (before.version.number, before.state, before.spec, before.ended) == (1, "active", SPEC, None)
         assert storage.create_run("p", "s", "q", "a", SPEC)[0].version.number == 2
+
+    def test_a_run_is_pinned_to_the_policy_that_the_training_has(self, storage: AbstractStorage) -> None:
+        """An alias that moves between a look and a beginning would make the service refuse all its questions."""
+        first = policy_in(storage)
+        policy_in(storage, text=b"two")
+        begun, new = storage.create_run("p", "r", "q", "a", SPEC, first.document)
+        assert (begun.version, new) == (first, True)
+        assert storage.create_run("p", "r", "q", "a", SPEC) == (begun, False)
+        # A policy of another name is not this one, whatever it consists of.
+        other = policy_in(storage, policy="other", text=b"three")
+        with pytest.raises(MissingError):
+            storage.create_run("p", "s", "q", "a", SPEC, other.document)
 
     def test_a_run_of_another_kind_under_the_same_name_is_refused(self, storage: AbstractStorage) -> None:
         """Two trainings that share a name would write into each other's record."""

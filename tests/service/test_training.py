@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import time
@@ -23,9 +24,11 @@ from rlmix.errors import ServiceError
 from rlmix.policy.controller import MixController
 from rlmix.policy.remote import connect
 from rlmix.policy.sources import AbstractSource
+from rlmix.service.server import publish
 from rlmix.service.storage.abstract import AbstractStorage
 
 STEPS = 200
+SPEC = {"total_steps": STEPS, "num_classes": 10, "num_examples": None}
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +112,46 @@ def test_an_interrupted_training_goes_on_in_its_run(
     ]
     assert storage.feedback("default", "one", 9).values == {"val_accuracy": 0.5}
     assert storage.run("default", "one").state == "finished"
+
+
+def promoted(storage: AbstractStorage, policy: Path, folder: Path) -> str:
+    """Let the alias lead to another version, which decides the same; return the document of the one before."""
+    shutil.copytree(policy, folder)
+    document = folder / "policy.json"
+    document.write_text(document.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    before = storage.alias("default", "default", "default").version.document
+    publish(storage, folder)
+    assert storage.alias("default", "default", "default").version.document != before
+    return before
+
+
+def test_a_policy_that_moves_on_while_a_training_begins_loses_no_decision(
+    url: str, policy: Path, storage: AbstractStorage, tmp_path: Path
+) -> None:
+    """A learner publishes at any time: the run must be of the version that the training has, not of the newest."""
+    source = remote(url, run="one")
+    before = promoted(storage, policy, tmp_path / "next")
+    far = begun(source)
+    mixed(far, range(STEPS))
+    assert far.close().origins == {"server": 8}
+    assert storage.run("default", "one").version.document == before
+    assert len(storage.decisions("default", "one", -1, 100)) == 8
+
+
+def test_a_run_of_another_version_is_left_alone(
+    url: str, policy: Path, storage: AbstractStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else began the run meanwhile: its decisions are not this policy's, and it must not be taken over."""
+    source = remote(url, run="one")
+    promoted(storage, policy, tmp_path / "next")
+    storage.create_run("default", "one", "default", "default", SPEC)
+    far = begun(source)
+    expected = mixed(begun(policy), range(STEPS))
+    assert equal(expected, mixed(far, range(STEPS)))
+    assert far.close().origins == {"snapshot": 8}
+    assert "began with another version" in caplog.text
+    run = storage.run("default", "one")
+    assert (run.attempt, run.state, run.next_seq) == (1, "active", 0)
 
 
 def test_who_asks_for_it_is_told_of_a_service_that_has_gone(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,10 +84,22 @@ class AbstractStorage(ABC):
         """Return where an alias leads."""
 
     @abstractmethod
-    def create_run(self, project: str, run: str, policy: str, alias: str, spec: Spec) -> tuple[Run, bool]:
-        """Begin a run, pinned to the version that the alias leads to now.
+    def create_run(
+        self, project: str, run: str, policy: str, alias: str, spec: Spec, document: str | None = None
+    ) -> tuple[Run, bool]:
+        """Begin a run, pinned to the version of a document, or to the one that the alias leads to now.
+
+        Args:
+            project: whose run.
+            run: its name.
+            policy: that decides.
+            alias: by which the policy was found.
+            spec: what the training is.
+            document: SHA-256 of the policy that the training has already. The alias may have moved since it looked.
+                What is said of a run that is there changes nothing.
 
         Raises:
+            MissingError: no version of the policy has this document.
             ConflictError: there is a run of this name with another policy, alias or spec.
         """
 

@@ -168,8 +168,10 @@ class SqlStorage(AbstractStorage):
         """Return where an alias leads."""
         return self._engine.read(lambda connection: _alias(connection, project, policy, alias))
 
-    def create_run(self, project: str, run: str, policy: str, alias: str, spec: Spec) -> tuple[Run, bool]:
-        """Begin a run, pinned to the version that the alias leads to now."""
+    def create_run(
+        self, project: str, run: str, policy: str, alias: str, spec: Spec, document: str | None = None
+    ) -> tuple[Run, bool]:
+        """Begin a run, pinned to the version of a document, or to the one that the alias leads to now."""
 
         def write(connection: Connection) -> tuple[Run, bool]:
             owner = _project(connection, project)
@@ -179,12 +181,15 @@ class SqlStorage(AbstractStorage):
                 if (found.version.policy, found.alias, found.spec) != (policy, alias, spec):
                     raise ConflictError(f"there is a run `{run}` with another policy, alias or spec. Give a new name.")
                 return found, False
-            led_to = _alias(connection, project, policy, alias).version.number
+            led_to = _alias(connection, project, policy, alias).version.document
             version_id = connection.scalar(
                 select(policy_versions.c.id)
                 .join(policies, policies.c.id == policy_versions.c.policy_id)
-                .where(policies.c.project_id == owner, policies.c.name == policy, policy_versions.c.number == led_to)
+                .where(policies.c.project_id == owner, policies.c.name == policy)
+                .where(policy_versions.c.document == (document or led_to))
             )
+            if version_id is None:
+                raise MissingError(f"the policy `{policy}` has no version `{document}`. Fetch the policy again.")
             begun = now()
             row = {"name": run, "alias": alias, "spec": _text(spec), "state": "active", "created": begun}
             values = {"project_id": owner, "version_id": version_id, "attempt": 1, "renewed": begun, **row}
