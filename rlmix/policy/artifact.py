@@ -136,9 +136,18 @@ class LearnedPolicy:
         """Return the entries that the actions of `act` choose, int64 [N]."""
         return self._chosen(self._outputs(observations), mask, explore)
 
+    def answer(
+        self, observation: Tensor, mask: Tensor | None = None, explore: rng.Streams | None = None
+    ) -> tuple[int, float]:
+        """Return the entry for one observation [D] that `act` chooses for a batch of it, and how probable it was."""
+        # A draw must be that of a batch to the last bit; what is most probable has no use for the batch's overhead.
+        outputs = self._outputs(observation if explore is None else observation.unsqueeze(0))
+        entry = int(self._chosen(outputs, mask, explore))
+        return entry, float(self._masked(outputs, mask).softmax(-1).flatten()[entry])
+
     def choose(self, observation: Tensor, mask: Tensor | None = None) -> int:
-        """Return the most probable entry for one observation [D]: what `act` does, without the batch."""
-        return int(self._masked(self._outputs(observation), mask).argmax())
+        """Return the most probable entry for one observation [D]."""
+        return self.answer(observation, mask)[0]
 
     def decision(self, entry: int, observation: Tensor, explore: rng.Streams | None = None) -> Decision:
         """Return the Decision that choosing `entry` means for one observation [D].

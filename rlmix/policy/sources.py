@@ -263,10 +263,7 @@ class Learned(AbstractSource):
 
     def choose(self, number: int, observation: Tensor | None, allowed: Tensor, explore: Streams | None) -> int:
         """Return the policy's choice."""
-        seen = _seen(observation)
-        if explore is None:
-            return self.policy.choose(seen, allowed)
-        return int(self.policy.entries(seen.unsqueeze(0), allowed.unsqueeze(0), explore))
+        return self.policy.answer(_seen(observation), allowed, explore)[0]
 
     def decision(self, entry: int, observation: Tensor | None, explore: Streams | None) -> Decision:
         """Return the entry's Decision, with the parameters that the policy gives it here."""

@@ -41,15 +41,17 @@ def decide(policy: Learned, observation: Tensor, allowed: Sequence[int] | None, 
         allowed: the entries that may be chosen, one at least; None for all.
         explore: a key in [0, 2**63) to draw with; None for the most probable entry.
     """
-    mask = torch.full((len(policy.names),), allowed is None)
-    mask[list(allowed or ())] = True
+    mask = None
+    if allowed is not None:
+        mask = torch.zeros(len(policy.names), dtype=torch.bool)
+        mask[list(allowed)] = True
     streams = None if explore is None else Streams([explore])
-    entry = policy.choose(0, observation, mask, streams)
+    entry, probability = policy.policy.answer(observation, mask, streams)
     network = policy.policy.network
     seen = torch.clamp(observation, policy.policy.low, policy.policy.high)
     return Choice(
         entry=entry,
         decision=policy.decision(entry, observation, streams),
-        probability=float(policy.policy.probabilities(observation, mask)[entry]),
+        probability=probability,
         value=None if network.critic is None else float(network.value(seen)),
     )

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,9 +199,10 @@ def test_a_service_that_fails_in_the_middle_changes_nothing(
         monkeypatch.setattr("rlmix.policy._courier._FIRST_PAUSE", 0.02)
     local = begun(policy)
     expected = mixed(local, range(STEPS))
-    source = connect(proxy.url, run="one", deadline=0.2, setup_deadline=10.0)
+    source = connect(proxy.url, run="one", deadline=10.0, setup_deadline=10.0)
     far = begun(source)
     found = mixed(far, range(60))
+    source._options = replace(source._options, deadline=0.2)  # type: ignore[attr-defined]
     proxy.rule = lambda line: fault
     begin = time.monotonic()
     found += mixed(far, range(60, STEPS))
