@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, final
+from typing import Annotated, ParamSpec, TypeVar, final
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -24,6 +24,9 @@ from rlmix.service.records import DecisionRecord, Feedback, PolicyVersion, Scope
 from rlmix.service.replies import PROBLEMS, ProblemError, answers, as_problem, problem, reply, written
 from rlmix.service.storage.abstract import PAGE, AbstractStorage
 from rlmix.service.storage.sql import now
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _RUNS_KEPT = 4096
 # Of runs with all that they have done, in one answer.
@@ -126,6 +129,12 @@ class Service:
         """Store what came of a decision; say whether it is new."""
         given = Feedback(seq=seq, values=body.values, received=now())
         return self.storage.put_feedback(project, run, given, body.attempt)
+
+    async def soon(self, function: Callable[_P, _T], *given: _P.args, **named: _P.kwargs) -> _T:
+        """Call what writes a little: here if that is quicker than waking a thread for it, or else in a thread."""
+        if self.storage.quick():
+            return function(*given, **named)
+        return await run_in_threadpool(function, *given, **named)
 
 
 def api(service: Service) -> APIRouter:
@@ -303,11 +312,11 @@ def _decisions(router: APIRouter, service: Service) -> None:
     base = "/projects/{project}/runs/{run:segment}/decisions"
 
     @router.put(f"{base}/{{seq}}", dependencies=[DECIDE], responses=answers(schemas.DecisionReply, 200, 201))
-    def put_decision(
+    async def put_decision(
         request: Request, project: Project, run: RunName, seq: Seq, body: schemas.DecisionRequest
     ) -> Response:
         """Take a decision, or return the one that was taken: the same bytes."""
-        stored, new = service.decided(project, run, seq, body)
+        stored, new = await service.soon(service.decided, project, run, seq, body)
         return written(request, schemas.of_decision(stored, service.pinned(project, run)), new=new)
 
     @router.get(f"{base}/{{seq}}", dependencies=[READ], responses=answers(schemas.DecisionReply))
@@ -328,11 +337,11 @@ def _feedback(router: APIRouter, service: Service) -> None:
     base = "/projects/{project}/runs/{run:segment}/feedback"
 
     @router.put(f"{base}/{{seq}}", dependencies=[DECIDE], responses=answers(schemas.FeedbackReply, 200, 201))
-    def put_feedback(
+    async def put_feedback(
         request: Request, project: Project, run: RunName, seq: Seq, body: schemas.FeedbackRequest
     ) -> Response:
         """Keep what came of a decision."""
-        stored, new = service.reported(project, run, seq, body)
+        stored, new = await service.soon(service.reported, project, run, seq, body)
         return written(request, schemas.of_feedback(stored), new=new)
 
     @router.get(f"{base}/{{seq}}", dependencies=[READ], responses=answers(schemas.FeedbackReply))

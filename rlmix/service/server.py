@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -90,7 +91,12 @@ def serve(settings: Settings, policy: Path | None, ready: Callable[[str], None])
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
             server_header=False,
+            # Nothing here goes by where a request comes from.
+            proxy_headers=False,
         )
+        # What is there now stays: to look through it for garbage again and again would hold up requests each time.
+        gc.collect()
+        gc.freeze()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         # The socket listens already: whoever comes now waits until the first request is answered.
         ready(f"http://{host}:{listening.getsockname()[1]}")

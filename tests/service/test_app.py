@@ -65,7 +65,7 @@ def test_a_decision_is_what_the_policy_says(client: TestClient, question: dict[s
         entry = int(local.act(seen.unsqueeze(0), named.unsqueeze(0), streams))
         assert found["entry"] == entry
         assert found["decision"] == local.catalogue.decisions[entry].to_json()
-        assert found["probability"] == float(local.probabilities(seen, named)[entry])
+        assert found["probability"] == pytest.approx(float(local.probabilities(seen, named)[entry]), rel=1e-6)
         assert found["log_probability"] == math.log(found["probability"])
         assert found["explore"] == key
         assert found["policy"] == {"name": "default", "version": 1, "document": question["policy"]}

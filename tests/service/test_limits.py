@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,9 @@ from starlette.testclient import TestClient
 from rlmix.service.app import create_app
 from rlmix.service.front import BLOB_BYTES, JSON_BYTES
 from rlmix.service.guard import Tokens
+from rlmix.service.server import publish
 from rlmix.service.storage.abstract import AbstractStorage
+from rlmix.service.storage.opening import open_storage
 
 LOCAL = "http://localhost"
 SECRETS = ("a" * 32, "b" * 32)
@@ -103,3 +108,33 @@ def test_a_page_has_a_size(storage: AbstractStorage, query: str) -> None:
     with TestClient(create_app(storage), LOCAL) as client:
         for place in ("policies/default/versions", "policies/default/ended"):
             assert client.get(f"/v1/projects/default/{place}?{query}").status_code == 422
+
+
+def test_a_database_that_another_process_locks_holds_up_writes_alone(
+    tmp_path: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks whether the service lives must hear so, or it is ended for want of an answer."""
+    monkeypatch.setattr("rlmix.service.storage.engine.BUSY_SECONDS", 1.0)
+    run = "/v1/projects/default/runs/r"
+    values = {"values": {"loss": 1.0}}
+    with contextlib.closing(open_storage(f"sqlite:///{tmp_path}/x.db")) as storage:
+        storage.create_project("default")
+        publish(storage, policy)
+        storage.create_run("default", "r", "default", "default", {"total_steps": 1, "num_classes": 2})
+        other = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+        with contextlib.closing(other), TestClient(create_app(storage), LOCAL) as client:
+            other.execute("BEGIN IMMEDIATE")
+            assert client.put(f"{run}/feedback/0", json=values).status_code == 503
+            statuses: list[int] = []
+            waiting = threading.Thread(
+                target=lambda: statuses.append(client.put(f"{run}/feedback/0", json=values).status_code)
+            )
+            waiting.start()
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/v1/projects").json() == {"projects": ["default"]}
+            assert not statuses
+            waiting.join()
+            assert statuses == [503]
+            other.execute("COMMIT")
+            # There is no such decision, which the database says again.
+            assert client.put(f"{run}/feedback/0", json=values).status_code == 404

@@ -243,6 +243,13 @@ class AbstractStorage(ABC):
         """Return how many runs there are in which phase, in all projects; see `Run.phase` for the arguments."""
 
     @abstractmethod
+    def quick(self) -> bool:
+        """Say whether a small write would be over sooner than a thread could be woken for it.
+
+        A hint for whoever must not be kept waiting, such as an event loop: a write may take its time all the same.
+        """
+
+    @abstractmethod
     def waiting(self) -> int:
         """Return how many writes wait for their turn in this process."""
 

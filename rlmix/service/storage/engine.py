@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import sqlite3
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ Durability: TypeAlias = Literal["normal", "full"]
 # Writes that one transaction takes, and writes that wait; beyond, callers are told to come back.
 _GROUP = 256
 _WAITING = 4096
+# What no small write takes unless it waits for another process.
+_SLOW_SECONDS = 0.05
 BUSY_SECONDS = 5
 """How long a statement waits for a lock that another holds."""
 
@@ -46,6 +49,10 @@ class AbstractEngine(ABC):
 
         It may be called several times, each time on what is stored by then, until nobody else was faster.
         """
+
+    @abstractmethod
+    def quick(self) -> bool:
+        """Say whether a small write would be over sooner than a thread could be woken for it."""
 
     @abstractmethod
     def waiting(self) -> int:
@@ -78,25 +85,36 @@ class Sqlite(AbstractEngine):
     """
 
     def __init__(self, path: Path | None, durability: Durability = "normal", *, shared: bool = False) -> None:
-        self._lock = None if path is None or shared else sqlite_lock(path)
+        # What is let go of at the end, last first.
+        self._held = contextlib.ExitStack()
+        if path is not None and not shared:
+            self._held.enter_context(sqlite_lock(path))
         pragmas = ("foreign_keys=ON", "journal_mode=WAL", f"synchronous={durability.upper()}")
-        self._writer = sqlite_engine(path, *pragmas, begin="BEGIN IMMEDIATE")
+        writers = sqlite_engine(path, *pragmas, begin="BEGIN IMMEDIATE")
+        self._held.callback(writers.dispose)
         # In memory there is one connection, which belongs to the writer.
         self._readers = None if path is None else sqlite_engine(path, *pragmas, "query_only=ON")
+        if self._readers is not None:
+            self._held.callback(self._readers.dispose)
         self._queue: deque[Write] = deque()
         # Guards these three, and is told whenever nobody writes any more.
         self._changed = threading.Condition()
         self._writing = self._closed = False
+        # Whether a write waits for the disk, and whether the last one had to wait for anything.
+        self._lasting, self._slow = path is not None and durability == "full", False
         try:
-            with translated(), self._writer.begin() as connection:
-                mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar()
+            with translated():
+                # Kept: to fetch it for each write would take a quarter of the write's time.
+                self._writer = self._held.enter_context(writers.connect())
+            with translated(), self._writer.begin():
+                mode = self._writer.exec_driver_sql("PRAGMA journal_mode").scalar()
                 if path is not None and mode != "wal":
                     raise StorageError(
                         f"`{path}`: SQLite answers `{mode}` where a write-ahead log is needed. Use a local disk."
                     )
-                migrate.prepare(connection, f"sqlite:///{path}")
+                migrate.prepare(self._writer, f"sqlite:///{path}")
         except BaseException:
-            self._release()
+            self._held.close()
             raise
 
     def read(self, function: Callable[[Connection], T]) -> T:
@@ -118,6 +136,10 @@ class Sqlite(AbstractEngine):
         self._commit_until(future.done)
         return future.result()
 
+    def quick(self) -> bool:
+        """Say whether a small write would be over at once, as far as is known."""
+        return not (self._lasting or self._slow or self._writing)
+
     def waiting(self) -> int:
         """Return how many writes wait for their turn."""
         return len(self._queue)
@@ -129,7 +151,7 @@ class Sqlite(AbstractEngine):
                 return
             self._closed = True
         self._commit_until(lambda: not self._queue and not self._writing)
-        self._release()
+        self._held.close()
 
     def _commit_until(self, over: Callable[[], bool]) -> None:
         """Wait while somebody else writes, and write whatever waits if nobody does, until it is over."""
@@ -140,9 +162,11 @@ class Sqlite(AbstractEngine):
                     return
                 self._writing = True
                 group = [self._queue.popleft() for _ in range(min(_GROUP, len(self._queue)))]
+            begun = time.monotonic()
             try:
                 _commit(self._writer, group)
             finally:
+                self._slow = time.monotonic() - begun > _SLOW_SECONDS
                 for _, future in group:
                     if not future.done():
                         future.set_exception(StorageError("the thread that wrote was interrupted. Ask again."))
@@ -150,19 +174,12 @@ class Sqlite(AbstractEngine):
                     self._writing = False
                     self._changed.notify_all()
 
-    def _release(self) -> None:
-        if self._readers is not None:
-            self._readers.dispose()
-        self._writer.dispose()
-        if self._lock is not None:
-            self._lock.close()
 
-
-def _commit(engine: Engine, group: list[Write]) -> None:
+def _commit(connection: Connection, group: list[Write]) -> None:
     """Run writes in one transaction, and answer when it is committed; one that raises leaves the others alone."""
     outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
     try:
-        with translated(), engine.begin() as connection:
+        with translated(), connection.begin():
             if len(group) == 1:
                 # Nothing else is lost with it if it raises.
                 outcomes.append((group[0][1], group[0][0](connection), None))
@@ -200,7 +217,7 @@ def translated() -> Iterator[None]:
         raise
     except IntegrityError as error:
         raise StorageError(f"the database refuses this ({error.orig}).") from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", None) or error)
         raise StorageError(f"the database cannot answer ({reason}).") from error
 
@@ -227,7 +244,8 @@ def sqlite_engine(path: Path | None, *pragmas: str, begin: str = "BEGIN") -> Eng
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        # By the driver itself: around three letters of SQL all else would take ten times longer than they do.
+        connection.connection.driver_connection.execute(begin)  # type: ignore[union-attr]
 
     return engine
 

@@ -48,6 +48,10 @@ class Direct(AbstractEngine):
         """Return what `function` returns once that is committed."""
         return self.read(function)
 
+    def quick(self) -> bool:
+        """Say that nothing is known of that."""
+        return False
+
     def waiting(self) -> int:
         """Return 0: writes wait in the database."""
         return 0

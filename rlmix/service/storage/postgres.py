@@ -70,6 +70,10 @@ class Postgres(AbstractEngine):
         """Return what `function` returns once that is committed."""
         return self._in_turn(lambda: _until_first(self._engine, function))
 
+    def quick(self) -> bool:
+        """Say that a write waits for another process."""
+        return False
+
     def waiting(self) -> int:
         """Return how many calls wait for a connection."""
         return self._waiting

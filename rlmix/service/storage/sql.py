@@ -48,8 +48,13 @@ from rlmix.service.storage.tables import (
 # How exact `Run.renewed` is: a write for every decision would double what is written.
 _RENEWED_MICROSECONDS = 10_000_000
 # What every decision needs is put together once: that takes longer than running it.
+_TAKEN = (
+    select(decisions.c.attempt)
+    .where(decisions.c.run_id == runs.c.id, decisions.c.seq == bindparam("number"))
+    .scalar_subquery()
+)
 _RUN_KEY = (
-    select(runs.c.id, runs.c.name, runs.c.state, runs.c.attempt, runs.c.renewed)
+    select(runs.c.id, runs.c.name, runs.c.state, runs.c.attempt, runs.c.renewed, _TAKEN)
     .join(projects, projects.c.id == runs.c.project_id)
     .where(projects.c.name == bindparam("project"), runs.c.name == bindparam("run"))
     .with_for_update(of=runs)
@@ -253,12 +258,11 @@ class SqlStorage(AbstractStorage):
         """Store a decision; return the one that is stored from now on, and whether it is this one."""
 
         def write(connection: Connection) -> tuple[DecisionRecord, bool]:
-            key = _run_key(connection, project, run)
+            key = _run_key(connection, project, run, record.seq)
             key.check(record.attempt)
             key.renew(connection)
-            row = connection.execute(_DECISION, {"run": key.id, "number": record.seq}).first()
-            if row is not None:
-                stored = _decision_of(row)
+            if key.taken is not None:
+                stored = _decision_of(connection.execute(_DECISION, {"run": key.id, "number": record.seq}).one())
                 if stored.asked != record.asked:
                     raise ConflictError(f"decision {record.seq} was asked for with something else. Do two use the run?")
                 if record.origin != "server" and stored.answered != record.answered:
@@ -294,13 +298,12 @@ class SqlStorage(AbstractStorage):
         """Store what came of a decision that is stored."""
 
         def write(connection: Connection) -> tuple[Feedback, bool]:
-            key = _run_key(connection, project, run)
+            key = _run_key(connection, project, run, feedback.seq)
             key.renew(connection)
-            decision = connection.execute(_DECISION, {"run": key.id, "number": feedback.seq}).first()
-            if decision is None:
+            if key.taken is None:
                 raise MissingError(f"the run `{run}` has no decision {feedback.seq}. Store that first.")
-            if decision.attempt != attempt:
-                raise FencedError(f"decision {feedback.seq} is of attempt {decision.attempt}, not {attempt}.")
+            if key.taken != attempt:
+                raise FencedError(f"decision {feedback.seq} is of attempt {key.taken}, not {attempt}.")
             stored = _feedback(connection, key.id, feedback.seq)
             if stored is not None:
                 if stored.values != feedback.values:
@@ -506,6 +509,10 @@ class SqlStorage(AbstractStorage):
 
         return self._engine.read(read)
 
+    def quick(self) -> bool:
+        """Say whether a small write would be over sooner than a thread could be woken for it."""
+        return self._engine.quick()
+
     def waiting(self) -> int:
         """Return how many writes wait for their turn in this process."""
         return self._engine.waiting()
@@ -640,13 +647,14 @@ def _run_of(row: Row[Any], project: str) -> Run:
 
 @final
 class _RunKey(NamedTuple):
-    """All that a write needs of a run."""
+    """All that a write needs of a run, and the attempt that took one of its decisions, if that is stored."""
 
     id: int
     name: str
     state: str
     attempt: int
     renewed: int
+    taken: int | None
 
     def check(self, attempt: int) -> None:
         """Refuse an attempt that somebody has taken over from."""
@@ -662,9 +670,13 @@ class _RunKey(NamedTuple):
             connection.execute(update(runs).where(runs.c.id == self.id).values(renewed=time_now))
 
 
-def _run_key(connection: Connection, project: str, run: str) -> _RunKey:
-    """Return what a write needs of a run, and keep others from writing to it until the transaction ends."""
-    row = connection.execute(_RUN_KEY, {"project": project, "run": run}).first()
+def _run_key(connection: Connection, project: str, run: str, seq: int = -1) -> _RunKey:
+    """Return what a write needs of a run, and keep others from writing to it until the transaction ends.
+
+    A decision that somebody stores while this waits for its turn is not seen yet; PostgreSQL refuses it a second time,
+    and the transaction is begun again.
+    """
+    row = connection.execute(_RUN_KEY, {"project": project, "run": run, "number": seq}).first()
     if row is None:
         raise _no_run(project, run)
     return _RunKey(*row)

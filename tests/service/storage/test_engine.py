@@ -144,3 +144,33 @@ def test_another_address_is_refused(url: str) -> None:
     """A database that is silently another one than was meant loses everything."""
     with pytest.raises(ConfigError, match="sqlite:///FILE"):
         open_storage(url)
+
+
+def test_a_write_that_had_to_wait_is_no_quick_one(tmp_path: Path) -> None:
+    """Whoever serves others at the same time must not wait with them for another process's lock."""
+    engine = Sqlite(tmp_path / "x.db")
+    assert engine.quick()
+    with contextlib.closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.2, lambda: other.execute("COMMIT"))
+        release.start()
+        engine.write(lambda connection: None)
+        release.join()
+    assert not engine.quick()
+    engine.write(lambda connection: None)
+    assert engine.quick()
+    # Nor is one that waits for another thread of this process.
+    assert not engine.write(lambda connection: engine.quick())
+    engine.close()
+
+
+def test_a_write_that_waits_for_the_disk_is_no_quick_one(tmp_path: Path) -> None:
+    """Many such can be committed together, but only by threads."""
+    for path, durability, quick in (
+        (tmp_path / "full.db", "full", False),
+        (tmp_path / "normal.db", "normal", True),
+        (None, "full", True),
+    ):
+        engine = Sqlite(path, durability)  # type: ignore[arg-type]
+        assert engine.quick() is quick
+        engine.close()
