@@ -32,6 +32,8 @@ from rlmix.policy.artifact import save
 
 ONE, TURN, MANY, THROUGHPUT = 300, 5, 32, 8
 STORED, RUNS = 100_000, 10
+# As many as trainings that a learner has learned from: Optuna reads all of them for each that it suggests.
+TRIALS = 1000
 STEPS, HORIZON, AHEAD = 600, 15, 15
 # What a training does between two calls, so that an answer has as long as it has there: 15 steps are 0.3 s.
 STEP_SECONDS = 0.02
@@ -111,7 +113,7 @@ def together(clients: Sequence[Client], count: int) -> tuple[list[float], float]
 
 
 def optuna_asks(folder: Path) -> dict[str, Callable[[], float]]:
-    """Return what asks Optuna on a file of SQLite and returns the milliseconds, by sampler; nothing if it is missing.
+    """Return what asks Optuna on a file of SQLite and returns the milliseconds, by name; nothing if it is missing.
 
     The trial is told its value afterwards, outside the time, so that the sampler has something to learn from.
     """
@@ -121,10 +123,18 @@ def optuna_asks(folder: Path) -> dict[str, Callable[[], float]]:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {"entry": optuna.distributions.CategoricalDistribution(list(range(17)))}
-    samplers = {"default": optuna.samplers.TPESampler(seed=0), "random": optuna.samplers.RandomSampler(seed=0)}
+    samplers = {
+        "default sampler": (optuna.samplers.TPESampler(seed=0), 0),
+        "random sampler": (optuna.samplers.RandomSampler(seed=0), 0),
+        f"default sampler with {TRIALS} stored": (optuna.samplers.TPESampler(seed=0), TRIALS),
+    }
     found = {}
-    for name, sampler in samplers.items():
+    for name, (sampler, stored) in samplers.items():
         study = optuna.create_study(storage=f"sqlite:///{folder}/{name}.db", sampler=sampler)
+        trials = [{"entry": number % 17} for number in range(stored)]
+        study.add_trials(
+            [optuna.create_trial(params=one, distributions=space, value=one["entry"] % 5) for one in trials]
+        )
 
         def ask(study: Any = study) -> float:
             begun = time.perf_counter()
@@ -237,8 +247,8 @@ def measure(rounds: int, count: int) -> dict[str, Any]:
             note("a request without a database p50", alive)
             note("decision / request without a database", found["one client p50"][-1] / alive)
             for name, each in asked.items():
-                note(f"Optuna ask p50, {name} sampler", float(np.median(each)))
-                note(f"Optuna ask / decision, {name} sampler", float(np.median(each)) / found["one client p50"][-1])
+                note(f"Optuna ask p50, {name}", float(np.median(each)))
+                note(f"Optuna ask / decision, {name}", float(np.median(each)) / found["one client p50"][-1])
             crowd, rate = together(many, max(3, count // 10))
             note(f"{MANY} clients p99", float(np.quantile(crowd, 0.99)))
             note(f"{MANY} clients decisions a second", rate)

@@ -130,11 +130,11 @@ class LearnedPolicy:
                 the mean (or most probable level) of its parameters.
         """
         outputs = self._outputs(observations)
-        return self.actions.complete(outputs, self._chosen(outputs, mask, explore), explore)
+        return self.actions.complete(outputs, _chosen(self._masked(outputs, mask), explore), explore)
 
     def entries(self, observations: Tensor, mask: Tensor | None = None, explore: rng.Streams | None = None) -> Tensor:
         """Return the entries that the actions of `act` choose, int64 [N]."""
-        return self._chosen(self._outputs(observations), mask, explore)
+        return _chosen(self._masked(self._outputs(observations), mask), explore)
 
     def answer(
         self, observation: Tensor, mask: Tensor | None = None, explore: rng.Streams | None = None
@@ -142,8 +142,9 @@ class LearnedPolicy:
         """Return the entry for one observation [D] that `act` chooses for a batch of it, and how probable it was."""
         # A draw must be that of a batch to the last bit; what is most probable has no use for the batch's overhead.
         outputs = self._outputs(observation if explore is None else observation.unsqueeze(0))
-        entry = int(self._chosen(outputs, mask, explore))
-        return entry, float(self._masked(outputs, mask).softmax(-1).flatten()[entry])
+        logits = self._masked(outputs, mask)
+        entry = int(_chosen(logits, explore))
+        return entry, float(logits.softmax(-1).flatten()[entry])
 
     def choose(self, observation: Tensor, mask: Tensor | None = None) -> int:
         """Return the most probable entry for one observation [D]."""
@@ -166,19 +167,17 @@ class LearnedPolicy:
         """Return how probable each entry is, float32 [N, E]; of masked ones 0."""
         return self._masked(self._outputs(observations), mask).softmax(-1)
 
-    @torch.inference_mode()
     def _outputs(self, observations: Tensor) -> Tensor:
         return self.network.logits(torch.clamp(observations, self.low, self.high))
 
-    def _chosen(self, outputs: Tensor, mask: Tensor | None, explore: rng.Streams | None) -> Tensor:
-        logits = self._masked(outputs, mask)
-        return logits.argmax(-1) if explore is None else drawn(logits, explore, _EXPLORATION)
-
-    @torch.inference_mode()
     def _masked(self, outputs: Tensor, mask: Tensor | None) -> Tensor:
         """Return the entries' logits, of forbidden ones minus infinity."""
         logits = outputs if self.codec is None else outputs[..., : len(self.catalogue)]
         return logits if mask is None else logits.masked_fill(~mask, -math.inf)
+
+
+def _chosen(logits: Tensor, explore: rng.Streams | None) -> Tensor:
+    return logits.argmax(-1) if explore is None else drawn(logits, explore, _EXPLORATION)
 
 
 def save(path: str | os.PathLike[str], policy: LearnedPolicy) -> None:
