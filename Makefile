@@ -26,8 +26,8 @@ demo: install
 	$(BIN)/rlmix demo $(ARGS)
 
 test: install
-	@echo "rlmix: running the tests; on two processor cores they take up to ten minutes."
-	$(BIN)/python -m pytest $(ARGS)
+	@echo "rlmix: running the tests; on two processor cores they take about ten minutes."
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: install
 	$(BIN)/ruff check $(ARGS) .

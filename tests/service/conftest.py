@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -43,20 +43,32 @@ def storage() -> Iterator[AbstractStorage]:
     made.close()
 
 
-@pytest.fixture
-def url(storage: AbstractStorage) -> Iterator[str]:
-    """Return the address of a service on that storage, with real sockets, in a thread of this process."""
-    import uvicorn
+@pytest.fixture(scope="session")
+def serving() -> Callable[[Any], contextlib.AbstractContextManager[str]]:
+    """Return what serves an ASGI application with real sockets, in a thread of this process, and has its address."""
 
+    @contextlib.contextmanager
+    def served(app: Any) -> Iterator[str]:
+        import uvicorn
+
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+            thread.start()
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+            server.should_exit = True
+            thread.join()
+
+    return served
+
+
+@pytest.fixture
+def url(storage: AbstractStorage, serving: Callable[[Any], contextlib.AbstractContextManager[str]]) -> Iterator[str]:
+    """Return the address of a service on that storage."""
     from rlmix.service.app import create_app
 
-    server = uvicorn.Server(uvicorn.Config(create_app(storage), log_level="warning", timeout_graceful_shutdown=1))
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serving(create_app(storage)) as address:
+        yield address
 
 
 Started = tuple[str, "subprocess.Popen[str]"]

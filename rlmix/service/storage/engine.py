@@ -93,7 +93,8 @@ class Sqlite(AbstractEngine):
         writers = sqlite_engine(path, *pragmas, begin="BEGIN IMMEDIATE")
         self._held.callback(writers.dispose)
         # In memory there is one connection, which belongs to the writer.
-        self._readers = None if path is None else sqlite_engine(path, *pragmas, "query_only=ON")
+        # Each reader has a cache of its own, of what the system keeps in memory anyway: half a MiB instead of two.
+        self._readers = None if path is None else sqlite_engine(path, *pragmas, "query_only=ON", "cache_size=-512")
         if self._readers is not None:
             self._held.callback(self._readers.dispose)
         self._queue: deque[Write] = deque()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
+import json
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,7 @@ pytest.importorskip("psycopg", reason="the extra `serve` is not installed")
 from sqlalchemy import Connection, insert, text
 
 from rlmix.errors import ConfigError, ConflictError, StorageError
+from rlmix.policy.artifact import DOCUMENT, load
 from rlmix.service.storage import postgres as module
 from rlmix.service.storage.abstract import AbstractStorage
 from rlmix.service.storage.opening import open_storage
@@ -261,6 +266,85 @@ def test_writers_in_two_processes_get_one_answer(postgres: str) -> None:
     assert len(storage.decisions("p", "r", -1, 100)) == 12
     assert len({answer[seq][1] for answer in answers for seq in range(12)}) > 1
     storage.close()
+
+
+Reply = tuple[int, bytes]
+
+
+class Calls(threading.local):
+    """Calls to some services, with connections of each thread."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        hosts = [address.removeprefix("http://") for address in addresses]
+        self.connections = [http.client.HTTPConnection(host, timeout=60) for host in hosts]
+
+    def __call__(self, service: int, method: str, path: str, body: Any = None) -> Reply:
+        data = None if body is None else json.dumps(body)
+        place = f"/v1/projects/default/runs/r{path}"
+        self.connections[service].request(method, place, data, {"Content-Type": "application/json"})
+        reply = self.connections[service].getresponse()
+        return reply.status, reply.read()
+
+    def close(self) -> None:
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def both(start: Callable[..., Any], postgres: str, policy: Path) -> Iterator[Calls]:
+    """Two services on one database, each a process of its own, in which a run has begun at the first."""
+    calls = Calls([start("--port", "0", "--db", postgres, "--policy", str(policy))[0] for _ in range(2)])
+    run = {"policy": "default", "alias": "default", "total_steps": 100, "num_classes": 10}
+    assert [calls(service, "PUT", "", run)[0] for service in (0, 1)] == [201, 200]
+    yield calls
+    calls.close()
+
+
+def test_whichever_of_two_services_is_asked_there_is_one_run(both: Calls, policy: Path) -> None:
+    """Behind one address, a training reaches now this one and now the other, and must not notice."""
+    names = load(policy).observation_names
+    question = {
+        "policy": hashlib.sha256((policy / DOCUMENT).read_bytes()).hexdigest(),
+        "observation": [0.5] * len(names),
+    }
+    together = threading.Barrier(8)
+
+    def ask(writer: int) -> list[Reply]:
+        replies = []
+        for seq in range(25):
+            together.wait(60)
+            body = {**question, "step": seq, "explore": hex(seq)}
+            replies.append(both((writer + seq) % 2, "PUT", f"/decisions/{seq}", body))
+        both.close()
+        return replies
+
+    with ThreadPoolExecutor(8) as pool:
+        writers = list(pool.map(ask, range(8)))
+    for seq, replies in enumerate(zip(*writers, strict=True)):
+        assert sorted(status for status, _ in replies) == [*7 * [200], 201]
+        # The time in it tells apart what two services would answer.
+        assert {data for _, data in replies} == {both(service, "GET", f"/decisions/{seq}")[1] for service in (0, 1)}
+    pages = [both(service, "GET", "/decisions?limit=500") for service in (0, 1)]
+    assert pages[0] == pages[1]
+    assert [one["seq"] for one in json.loads(pages[0][1])["decisions"]] == list(range(25))
+
+    def refused(reply: Reply) -> tuple[int, object]:
+        return reply[0], json.loads(reply[1]).get("title")
+
+    # It is claimed at the other service: at the first, which has answered so far, whoever had it is shut out.
+    claimed = both(1, "POST", ":claim")
+    assert claimed == both(0, "GET", "")
+    assert json.loads(claimed[1])["attempt"] == 2
+    mine = {**question, "step": 25, "attempt": 2}
+    assert refused(both(0, "PUT", "/decisions/25", {**mine, "attempt": 1})) == (409, "fenced")
+    first, again = both(0, "PUT", "/decisions/25", mine), both(1, "PUT", "/decisions/25", mine)
+    assert (first[0], again) == (201, (200, first[1]))
+    # And it has ended at both.
+    values = {"attempt": 2, "values": {"x": 0.5}}
+    told = [both(service, "PUT", "/feedback/25", values) for service in (1, 0)]
+    assert ([status for status, _ in told], told[0][1]) == ([201, 200], told[1][1])
+    assert both(0, "POST", ":end", {"state": "finished", "attempt": 2}) == both(1, "GET", "")
+    assert refused(both(1, "PUT", "/decisions/26", {**mine, "step": 26})) == (409, "conflict")
 
 
 @pytest.mark.parametrize(
