@@ -53,7 +53,7 @@ def refusal(error: ProblemError) -> Response:
 
 def written(request: Request, content: Mapping[str, Any], *, new: bool, at: str | None = None) -> Response:
     """Answer a write: 201 and where it is, or 200 if it was there before."""
-    return reply(201 if new else 200, content, {"Location": at or request.url.path} if new else None)
+    return reply(201 if new else 200, content, {"Location": at or request.scope["path"]} if new else None)
 
 
 def answers(model: Any, *statuses: int) -> dict[int | str, dict[str, Any]]:

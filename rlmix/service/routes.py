@@ -224,7 +224,7 @@ def _policies(router: APIRouter, service: Service) -> None:
         """Add a version, of blobs that form a policy; the same document gives the same version."""
         service.policies.get(body.document, body.tensors)
         found, new = service.storage.add_version(project, policy, body.document, body.tensors)
-        return written(request, schemas.of_version(found), new=new, at=f"{request.url.path}/{found.number}")
+        return written(request, schemas.of_version(found), new=new, at=f"{request.scope['path']}/{found.number}")
 
     @router.get(f"{base}/versions", dependencies=[READ], responses=answers(schemas.VersionsReply))
     def versions(
