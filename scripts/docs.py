@@ -111,7 +111,7 @@ def timings() -> tuple[dict[str, str], str] | None:
 
 def _candidates(result: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the candidates of the case that times each method, in the first run (malloc as it comes); {} without."""
-    runs = result["runs"]
+    runs = result.get("runs")
     if not isinstance(runs, list):
         # Results that other programs than `python -m benchmarks` have put there have a form of their own.
         return {}
