@@ -52,7 +52,8 @@ def create_app(
     metrics = Metrics(storage, since)
     service = Service(storage, Buckets(rate, _BURST_SECONDS * rate), metrics)
     app.include_router(_health(storage, guard))
-    app.include_router(api(service))
+    # Not as a router within a router, which would be searched again for each request.
+    app.router.routes.extend(api(service).routes)
     app.include_router(_about(app, guard, metrics))
     app.include_router(pages(storage, service.policies, since))
     explain_errors(app)

@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ParamSpec, TypeVar, final
+from typing import Annotated, Any, ParamSpec, TypeVar, final
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +18,7 @@ from rlmix.service import schemas
 from rlmix.service.asking import answer_of, record_of
 from rlmix.service.front import BLOB_BYTES, JSON_BYTES
 from rlmix.service.guard import Buckets, Caller
+from rlmix.service.lean import LeanRoute
 from rlmix.service.metrics import Metrics
 from rlmix.service.policies import Policies
 from rlmix.service.records import DecisionRecord, Feedback, PolicyVersion, Scope
@@ -308,16 +309,29 @@ def _runs(router: APIRouter, service: Service) -> None:
         return reply(200, schemas.of_run(service.storage.end_run(project, run, body.state, body.attempt)))
 
 
+def _put(router: APIRouter, path: str, endpoint: Callable[..., Any], model: Any) -> None:
+    """Add one of the two routes that every decision needs."""
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=["PUT"],
+        dependencies=[DECIDE],
+        responses=answers(model, 200, 201),
+        route_class_override=LeanRoute,
+    )
+
+
 def _decisions(router: APIRouter, service: Service) -> None:
     base = "/projects/{project}/runs/{run:segment}/decisions"
 
-    @router.put(f"{base}/{{seq}}", dependencies=[DECIDE], responses=answers(schemas.DecisionReply, 200, 201))
     async def put_decision(
         request: Request, project: Project, run: RunName, seq: Seq, body: schemas.DecisionRequest
     ) -> Response:
         """Take a decision, or return the one that was taken: the same bytes."""
         stored, new = await service.soon(service.decided, project, run, seq, body)
         return written(request, schemas.of_decision(stored, service.pinned(project, run)), new=new)
+
+    _put(router, f"{base}/{{seq}}", put_decision, schemas.DecisionReply)
 
     @router.get(f"{base}/{{seq}}", dependencies=[READ], responses=answers(schemas.DecisionReply))
     def decision(project: Project, run: RunName, seq: Seq) -> Response:
@@ -336,13 +350,14 @@ def _decisions(router: APIRouter, service: Service) -> None:
 def _feedback(router: APIRouter, service: Service) -> None:
     base = "/projects/{project}/runs/{run:segment}/feedback"
 
-    @router.put(f"{base}/{{seq}}", dependencies=[DECIDE], responses=answers(schemas.FeedbackReply, 200, 201))
     async def put_feedback(
         request: Request, project: Project, run: RunName, seq: Seq, body: schemas.FeedbackRequest
     ) -> Response:
         """Keep what came of a decision."""
         stored, new = await service.soon(service.reported, project, run, seq, body)
         return written(request, schemas.of_feedback(stored), new=new)
+
+    _put(router, f"{base}/{{seq}}", put_feedback, schemas.FeedbackReply)
 
     @router.get(f"{base}/{{seq}}", dependencies=[READ], responses=answers(schemas.FeedbackReply))
     def feedback(project: Project, run: RunName, seq: Seq) -> Response:
