@@ -298,13 +298,13 @@ def on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def _host_bits(key: int, purpose: int) -> int:
-    return _mix_host(key * _SPREAD + ((purpose << 32) + 1) * _GOLDEN)
+def _host_bits(key: int, purpose: int, index: int = 0) -> int:
+    return _mix_host(key * _SPREAD + ((purpose << 32) + 1 + index) * _GOLDEN)
 
 
-def host_uniform(key: int, purpose: int) -> float:
-    """Return on the host what `uniform(keys, purpose, (1,))` gives for this key."""
-    return (_host_bits(key, purpose) >> 40) * 2.0**-24
+def host_uniform(key: int, purpose: int, index: int = 0) -> float:
+    """Return on the host the number that `uniform(keys, purpose, (n,))` gives for this key at `index`, below n."""
+    return (_host_bits(key, purpose, index) >> 40) * 2.0**-24
 
 
 def host_integer(key: int, purpose: int, high: int) -> int:

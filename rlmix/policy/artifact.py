@@ -144,7 +144,7 @@ class LearnedPolicy:
         outputs = self._outputs(observation if explore is None else observation.unsqueeze(0))
         logits = self._masked(outputs, mask)
         entry = int(_chosen(logits, explore))
-        return entry, float(logits.softmax(-1).flatten()[entry])
+        return entry, logits.softmax(-1).flatten().tolist()[entry]
 
     def choose(self, observation: Tensor, mask: Tensor | None = None) -> int:
         """Return the most probable entry for one observation [D]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -263,7 +264,15 @@ def drawn(logits: Tensor, explore: rng.Streams, purpose: int) -> Tensor:
         explore: one key for each row.
         purpose: what the random numbers are for.
     """
-    uniform = rng.uniform(explore.values, purpose, tuple(logits.shape[1:])).clamp_min(2.0**-25)
+    shape = tuple(logits.shape[1:])
+    if len(explore) == 1 and logits.device.type == "cpu":
+        # The same bits: for one question, whole numbers of Python take less than half of what tensors of them do.
+        (key,) = explore.keys
+        numbers = [rng.host_uniform(key, purpose, index) for index in range(math.prod(shape))]
+        uniform = torch.tensor(numbers, dtype=torch.float32).view(1, *shape)
+    else:
+        uniform = rng.uniform(explore.values, purpose, shape)
+    uniform = uniform.clamp_min(2.0**-25)
     # The largest logit plus Gumbel noise is a draw from the softmax.
     return (logits - torch.log(-torch.log(uniform))).argmax(-1)
 

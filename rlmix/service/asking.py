@@ -21,6 +21,8 @@ from rlmix.service.records import DecisionRecord, Origin, PolicyVersion
 from rlmix.service.replies import ProblemError
 from rlmix.service.storage.sql import now
 
+_JSON = json.JSONEncoder(sort_keys=True)
+
 
 def record_of(policies: Policies, version: PolicyVersion, seq: int, body: schemas.DecisionRequest) -> DecisionRecord:
     """Return what is to be stored for a request: the policy's answer, or what the client did.
@@ -54,7 +56,7 @@ def record_of(policies: Policies, version: PolicyVersion, seq: int, body: schema
         explore=_key(body),
         origin=origin,
         entry=entry,
-        decision=json.dumps(decision.to_json(), sort_keys=True),
+        decision=_JSON.encode(decision.to_json()),
         probability=choice.probability if weighed else None,
         value=choice.value if weighed else None,
         issued=now(),

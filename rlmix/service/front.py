@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import time
@@ -27,6 +28,8 @@ OPEN = frozenset({"/healthz", "/readyz"})
 
 _BLOBS = "/v1/blobs/"
 _API = ("/v1/", "/metrics")
+# What a request is called that brings no name: of this process, and one after the other.
+_PROCESS, _NUMBERS = secrets.token_hex(4), itertools.count()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _SAFE = (
     (b"x-content-type-options", b"nosniff"),
@@ -131,7 +134,7 @@ class Front:
 
 def _request_id(headers: Headers) -> bytes:
     given = headers.get("x-request-id", "")
-    return (given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)).encode("ascii")
+    return (given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_NUMBERS):08x}").encode("ascii")
 
 
 def _limit(scope: Scope) -> int:

@@ -17,6 +17,7 @@ RETRY_SECONDS = 1
 """After how long to ask again where nothing better is known."""
 
 _PROBLEM = "application/problem+json"
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @final
@@ -41,9 +42,8 @@ def problem(status: int, title: str, detail: str, **more: Any) -> dict[str, Any]
 
 def reply(status: int, content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
     """Return a JSON answer; of 400 and above, a problem."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     kind = _PROBLEM if status >= 400 else "application/json"
-    return Response(text, status_code=status, media_type=kind, headers=headers)
+    return Response(_JSON.encode(content), status_code=status, media_type=kind, headers=headers)
 
 
 def refusal(error: ProblemError) -> Response:

@@ -77,6 +77,8 @@ def test_host_functions_agree_with_tensor_functions() -> None:
     keys = [rng.derive(3, index) for index in range(50)]
     values = torch.tensor(keys)
     assert rng.uniform(values, 2, (1,)).flatten().tolist() == [rng.host_uniform(key, 2) for key in keys]
+    several = [[rng.host_uniform(key, 2, index) for index in range(5)] for key in keys]
+    assert rng.uniform(values, 2, (5,)).tolist() == several
     assert rng.integers(values, 2, (1,), 7).flatten().tolist() == [rng.host_integer(key, 2, 7) for key in keys]
     folded = rng.Streams(keys).fold(9)
     assert folded.values.tolist() == list(folded.keys) == [rng.derive(key, 9) for key in keys]
