@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,18 +25,12 @@ TOKEN = "t" * 32
 
 
 @pytest.fixture
-def address(storage: AbstractStorage) -> Iterator[str]:
+def address(
+    storage: AbstractStorage, serving: Callable[[Any], contextlib.AbstractContextManager[str]]
+) -> Iterator[str]:
     """Return the address of a service that needs a token, without a limit to how often it is asked."""
-    import uvicorn
-
-    app = create_app(storage, tokens=Tokens((TOKEN,)), rate=0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with serving(create_app(storage, tokens=Tokens((TOKEN,)), rate=0)) as found:
+        yield found
 
 
 @pytest.mark.slow

@@ -216,8 +216,8 @@ def translated() -> Iterator[None]:
         yield
     except RlmixError:
         raise
-    except IntegrityError as error:
-        raise StorageError(f"the database refuses this ({error.orig}).") from error
+    except (IntegrityError, sqlite3.IntegrityError) as error:
+        raise StorageError(f"the database refuses this ({getattr(error, 'orig', error)}).") from error
     except (SQLAlchemyError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", None) or error)
         raise StorageError(f"the database cannot answer ({reason}).") from error
