@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.timing import Candidate, Case, Goal
+from benchmarks.timing import TENSOR_CODE, Candidate, Case, Goal, tensor_code
 from rlmix import MixInputs, MixPlan, apply
 from rlmix.methods.registry import get
 from rlmix.ops import grid
@@ -64,6 +64,7 @@ def _case(batch: int, side: int, rounds: int, method: str) -> Case:
         candidates=(
             Candidate(name="torch.lerp(x, x[perm], mask)", run=lambda _: torch.lerp(images, images[partners], mask)),
             Candidate(name="rlmix.apply(x, plan)", run=lambda _: apply(images, plan)),
+            Candidate(name=f"rlmix.apply(x, plan), {TENSOR_CODE}", run=tensor_code(lambda _: apply(images, plan))),
             Candidate(name="x.clone()", run=lambda _: images.clone()),
         ),
         rounds=rounds,

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import rlmix
-from benchmarks.timing import Candidate, Case, Goal
+from benchmarks.timing import TENSOR_CODE, Candidate, Case, Goal, tensor_code
 
 SIZES = ((128, 32, 100, 200), (64, 224, 1000, 20))
 METHODS = ("mixup", "cutmix")
-RLMIX, UNCHECKED = "rlmix.mix", "rlmix.mix, check=False"
+RLMIX, UNCHECKED, UNAIDED = "rlmix.mix", "rlmix.mix, check=False", f"rlmix.mix, {TENSOR_CODE}"
 ELEMENT, BATCH, TORCHVISION, KORNIA, PYPI = "timm elem", "timm batch", "torchvision v2", "kornia", "PyPI mixup"
 
 Call = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -24,7 +24,8 @@ NOTES = (
     "A call draws weights or boxes and partners, mixes and gives targets. Each candidate gets a fresh copy of the "
     "images, made outside the timed part: timm mixes in place (and inside its elem mode copies the batch once more), "
     "the others do not write their input and return a new batch. rlmix also checks the labels' range and that the "
-    "images are finite, which no other does; the line with check=False is the same work without it. rlmix, timm's elem "
+    "images are finite, which no other does; the line with check=False is the same work without it, that without numba "
+    "the same on a machine where the extra `jit` is not installed. rlmix, timm's elem "
     "mode and kornia draw for each image; torchvision, PyPI's mixup and timm's batch mode draw once for the batch, "
     "which is another and cheaper job. timm pairs by reversing the batch and torchvision by rolling it, the others by "
     "a random permutation. kornia returns both labels and the weight instead of soft targets; PyPI's mixup takes "
@@ -69,6 +70,7 @@ def calls(method: str, batch: int, classes: int) -> dict[str, Call]:
         ELEMENT: lambda images: element(images, labels),
         RLMIX: ours,
         UNCHECKED: partial(ours, check=False),
+        UNAIDED: tensor_code(ours),
         TORCHVISION: lambda images: torchvision(images, labels),
         KORNIA: lambda images: tuple(kornia(images, labels)),
         PYPI: lambda images: package(images, one_hot),

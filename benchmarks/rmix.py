@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import Candidate, Case, Goal
+from benchmarks.timing import TENSOR_CODE, Candidate, Case, Goal, tensor_code
 from rlmix import MixInputs, MixPlan, Streams, apply
 from rlmix.methods.registry import get
 from rlmix.ops import rng
@@ -107,6 +107,7 @@ def _case(batch: int, rounds: int, factor: int) -> Case:
             Candidate(name=ON_GRID, run=lambda _: cuts(maps, numbers(batch, generator)[0])),
             Candidate(name=DRAW, run=lambda _: method.draw(inputs, generator=generator)),
             Candidate(name=RLMIX, run=ours),
+            Candidate(name=f"{RLMIX}, {TENSOR_CODE}", run=tensor_code(ours)),
         ),
         rounds=rounds,
         goals=(Goal(candidate=RLMIX, baseline=PUBLISHED, limit=1 / factor, text=text),),

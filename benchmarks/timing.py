@@ -15,7 +15,24 @@ from typing import Any
 
 import torch
 
+from rlmix.ops import compiled
+
 WARM_UP = 5
+TENSOR_CODE = "without numba"
+"""What the name of a candidate ends with that `tensor_code` made."""
+
+
+def tensor_code(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what runs a function of rlmix as on a machine without numba."""
+
+    def unaided(*given: Any) -> Any:
+        kept, compiled.serves = compiled.serves, lambda *tensors: False
+        try:
+            return run(*given)
+        finally:
+            compiled.serves = kept
+
+    return unaided
 
 
 def nothing() -> None:

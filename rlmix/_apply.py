@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rlmix.errors import PlanError
-from rlmix.ops.blend import Watch, blend
+from rlmix.ops.blend import Hints, blend
 from rlmix.plan import MixPlan
 
 
@@ -31,11 +31,11 @@ def apply(images: Tensor, plan: MixPlan, out: Tensor | None = None) -> Tensor:
         PlanError: the plan was drawn for another batch or image size, or lives on another device; the images are
             whole numbers; or `out` is not such a buffer, or gradients are asked for with it.
     """
-    return apply_watched(images, plan, out, None)
+    return apply_hinted(images, plan, out, None)
 
 
-def apply_watched(images: Tensor, plan: MixPlan, out: Tensor | None, watch: Watch | None) -> Tensor:
-    """Do what `apply` does, and show `watch` each part of the result, as `rlmix.ops.blend` says."""
+def apply_hinted(images: Tensor, plan: MixPlan, out: Tensor | None, hints: Hints | None) -> Tensor:
+    """Do what `apply` does, and add to `hints` as `rlmix.ops.blend` says."""
     if images.dim() != 4:
         raise PlanError(f"`images` must be [B, C, H, W], got {list(images.shape)}.")
     if not images.is_floating_point():
@@ -58,7 +58,7 @@ def apply_watched(images: Tensor, plan: MixPlan, out: Tensor | None, watch: Watc
         moves=plan.moves,
         place=plan.place,
         out=out,
-        watch=watch,
+        hints=hints,
     )
 
 

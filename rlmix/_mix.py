@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlmix._apply import apply, apply_watched
+from rlmix._apply import apply, apply_hinted
 from rlmix.errors import InputError
 from rlmix.methods.method import AbstractMethod
 from rlmix.methods.registry import get
+from rlmix.ops import compiled
+from rlmix.ops.blend import Hints, hint
 from rlmix.ops.rng import Streams, streams_from
 from rlmix.saliency.input_gradient import input_gradient
 from rlmix.types import MixedBatch, MixInputs, SaliencySource
@@ -82,7 +84,7 @@ def mix(
     reads = _reads(images, check)
     early = reads and (chosen.needs_saliency or chosen.looks_at_images)
     if early:
-        _check_finite(images, _sum(images))
+        _check_finite(images, hint(images))
     maps, provider = saliency, "`saliency`"
     if maps is None and model is not None:
         maps, provider = partial(input_gradient, model), "rlmix.saliency.input_gradient"
@@ -99,9 +101,9 @@ def mix(
     targets = plan.mix_targets(labels) if dense else plan.soft_targets(labels, num_classes, label_smoothing)
     if early or not reads:
         return MixedBatch(apply(images, plan), targets, plan)
-    sums: list[Tensor] = []
-    mixed = apply_watched(images, plan, None, lambda part: sums.append(_sum(part)))
-    _check_finite(images, *sums)
+    hints: Hints = []
+    mixed = apply_hinted(images, plan, None, hints)
+    _check_finite(images, *hints)
     return MixedBatch(mixed, targets, plan)
 
 
@@ -119,7 +121,7 @@ def check_batch(images: Tensor, labels: Tensor, num_classes: int, *, check: bool
     """
     numbers = check_classes(images, labels, num_classes, check=check)
     if _reads(images, check):
-        _check_finite(images, _sum(images))
+        _check_finite(images, hint(images))
     return numbers
 
 
@@ -149,7 +151,7 @@ def check_class_numbers(labels: Tensor, num_classes: int, *, check: bool | None 
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"`labels` must be whole numbers (int64), got {labels.dtype}. Use labels.long().")
     if _reads(labels, check):
-        low, high = (int(bound) for bound in torch.aminmax(labels))
+        low, high = _bounds(labels)
         if low < 0 or high >= num_classes:
             raise InputError(
                 f"`labels` must be in [0, {num_classes}), got values from {low} to {high}. Is `num_classes` right?"
@@ -209,14 +211,18 @@ def _reads(images: Tensor, check: bool | None) -> bool:
     return check if check is not None else images.device.type == "cpu"
 
 
-def _sum(images: Tensor) -> Tensor:
-    # A NaN or an infinity survives a sum, which costs a tenth of looking at every pixel.
-    return images.detach().sum(dtype=torch.float32)
+def _bounds(labels: Tensor) -> tuple[int, int]:
+    """Return the lowest and the highest of whole numbers."""
+    if compiled.serves(labels):
+        low, high = compiled.code("targets_numba").bounds(labels)
+    else:
+        low, high = torch.aminmax(labels)
+    return int(low), int(high)
 
 
-def _check_finite(images: Tensor, *sums: Tensor) -> None:
-    """Refuse images that hold a value that is not finite, of which the sums give a hint."""
-    if not all(math.isfinite(float(total)) for total in sums) and not bool(torch.isfinite(images).all()):
+def _check_finite(images: Tensor, *hints: Tensor | float) -> None:
+    """Refuse images that hold a value that is not finite, where `rlmix.ops.blend.hint` says that they may."""
+    if not all(math.isfinite(float(number)) for number in hints) and not bool(torch.isfinite(images).all()):
         raise InputError("`images` hold values that are not finite. Look for a division by zero in the transforms.")
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from rlmix._files import load_tree, save_tree
 from rlmix.errors import InputError, PlanError
-from rlmix.ops import grid
+from rlmix.ops import compiled, grid
 from rlmix.ops.blend import blend, coordinates, partner_weights
 
 _FORMAT = "rlmix.plan/1"
@@ -71,8 +71,9 @@ class MixPlan:
         if self.shares.dim() != 4 or self.shares.shape[0] not in (1, batch) or self.shares.shape[1] != count:
             raise PlanError(f"`shares` must be [{batch} or 1, {count}, h, w], got {list(self.shares.shape)}.")
         if self.window is not None:
-            given, expected = [list(side.shape) for side in self.window], [[batch, side] for side in self.size]
-            if given != expected:
+            rows, columns = self.window
+            if rows.shape != (batch, self.size[0]) or columns.shape != (batch, self.size[1]):
+                given, expected = [list(rows.shape), list(columns.shape)], [[batch, side] for side in self.size]
                 raise PlanError(f"`window` must be rows and columns of the shapes {expected}, got {given}.")
         if self.moves is not None and (self.moves.dim() != 4 or self.moves.shape[:2] != (batch, count + 1)):
             raise PlanError(f"`moves` must be [{batch}, {count + 1}, h, w], got {list(self.moves.shape)}.")
@@ -142,12 +143,19 @@ class MixPlan:
         Raises:
             InputError: labels of another shape, or that are no class numbers.
         """
-        classes = self._classes(labels)
-        targets = torch.zeros(self.batch_size, num_classes, device=labels.device)
-        targets = targets.scatter_add_(1, classes, self.label_weights.to(labels.device))
+        targets = self._soft_targets(labels, num_classes)
         if label_smoothing == 0.0:
             return targets
         return targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+
+    def _soft_targets(self, labels: Tensor, num_classes: int) -> Tensor:
+        self._check_labels(labels)
+        if self.partners.shape[1:] == (1,) and compiled.serves(labels, self.partners, self.label_shares):
+            code = compiled.code("targets_numba")
+            mixed: Tensor = code.soft_targets(labels.long(), self.partners, self.label_shares, num_classes)
+            return mixed
+        targets = torch.zeros(self.batch_size, num_classes, device=labels.device)
+        return targets.scatter_add_(1, self._classes(labels), self.label_weights.to(labels.device))
 
     def mix_targets(self, targets: Tensor) -> Tensor:
         """Return dense targets mixed as the labels are: for soft labels and for several labels an image.
@@ -274,13 +282,17 @@ class MixPlan:
 
     def _classes(self, labels: Tensor) -> Tensor:
         """Return the labels of all slots, own image first: int64 [B, K]."""
+        self._check_labels(labels)
+        labels = labels.long()
+        return torch.cat([labels.unsqueeze(1), labels[self.partners.flatten(1)]], 1)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Raise InputError for what are no class numbers."""
         if labels.shape != (self.batch_size,) or labels.is_floating_point():
             raise InputError(
                 f"`labels` must be whole numbers [{self.batch_size}], got {labels.dtype} {list(labels.shape)}. Soft "
                 "labels and several labels an image are mixed by plan.mix_targets(labels.float())."
             )
-        labels = labels.long()
-        return torch.cat([labels.unsqueeze(1), labels[self.partners.flatten(1)]], 1)
 
     def _shown(self, pixels: Tensor, slot: int) -> tuple[Tensor, Tensor]:
         """Return what a slot shows of `pixels` [B, H, W, C], of that shape, and 0 where it shows zeros [.., H, W]."""

@@ -69,10 +69,13 @@ class CutMix(AbstractMethod):
         partners, (lam, place) = pair_and_draw(
             inputs, streams, self.pairing, (rng.LAM, (*rows, 2)), (rng.CENTRE, (2, *rows))
         )
-        side = torch.sqrt(1.0 - rows_of(rng.to_beta(lam, per_row(self.alpha, inputs, self.scope)), inputs))
+        drawn = rows_of(rng.to_beta(lam, per_row(self.alpha, inputs, self.scope)), inputs)
         where = place.transpose(0, 1).expand(2, inputs.groups, inputs.group_size).reshape(2, -1)
-        rows_seen, columns_seen = self._window(where, side, inputs, streams)
-        share = rows_seen.sum(1).mul_(columns_seen.sum(1)).div_(inputs.height * inputs.width)
+        if self.exact_area:
+            rows_seen, columns_seen = self._whole(where, torch.sqrt(1.0 - drawn), inputs, streams)
+            share = boxes.share(rows_seen, columns_seen)
+        else:
+            rows_seen, columns_seen, share = boxes.clipped(where, drawn, inputs.size)
         return MixPlan(
             size=inputs.size,
             partners=partners.unsqueeze(1),
@@ -81,20 +84,15 @@ class CutMix(AbstractMethod):
             window=(rows_seen, columns_seen),
         )
 
-    def _window(self, where: Tensor, side: Tensor, inputs: MixInputs, streams: rng.Streams) -> tuple[Tensor, Tensor]:
-        """Return which rows and columns lie in the box, for places float64 [2, B] and sides, as shares, [B]."""
-        height, width = inputs.size
-        if self.exact_area:
-            spans = [
-                boxes.inside(where[axis], self._rounded(side * length, axis, inputs, streams), length)
-                for axis, length in enumerate(inputs.size)
-            ]
-            return boxes.interval(*spans[0], height), boxes.interval(*spans[1], width)
-        if height == width:
-            seen = boxes.around((where * height).floor_(), (side * (height / 2)).floor_(), height)
-            return seen[0], seen[1]
-        down = boxes.around((where[0] * height).floor_(), (side * (height / 2)).floor_(), height)
-        return down, boxes.around((where[1] * width).floor_(), (side * (width / 2)).floor_(), width)
+    def _whole(self, where: Tensor, side: Tensor, inputs: MixInputs, streams: rng.Streams) -> tuple[Tensor, Tensor]:
+        """Return which rows and columns lie in a box kept whole, for places float64 [2, B] and sides, as shares [B]."""
+        first, second = (
+            boxes.interval(
+                *boxes.inside(where[axis], self._rounded(side * length, axis, inputs, streams), length), length
+            )
+            for axis, length in enumerate(inputs.size)
+        )
+        return first, second
 
     def _rounded(self, sides: Tensor, axis: int, inputs: MixInputs, streams: rng.Streams) -> Tensor:
         """Return whole sides, int64 [B], whose mean is `sides`: each axis is rounded for itself."""

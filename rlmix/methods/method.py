@@ -189,8 +189,8 @@ def pair_and_draw(
     if pairing == "reverse":
         within = torch.arange(inputs.group_size - 1, -1, -1, device=streams.values.device)
         return _in_batch(within, inputs), rng.uniform64(streams.values, *wanted) if wanted else []
-    order, *drawn = rng.uniform64(streams.values, (rng.PARTNER, (inputs.group_size,)), *wanted)
-    return _in_batch(rng.to_permutation(order), inputs), drawn
+    order, drawn = rng.permutation_and_uniform64(streams.values, rng.PARTNER, inputs.group_size, *wanted)
+    return _in_batch(order, inputs), drawn
 
 
 def _in_batch(within: Tensor, inputs: MixInputs) -> Tensor:

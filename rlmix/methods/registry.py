@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 from rlmix.errors import UnknownNameError, nearest
@@ -56,7 +57,7 @@ def parameters(name: str) -> tuple[str, ...]:
     Raises:
         UnknownNameError: no method of this name.
     """
-    return tuple(field.name for field in dataclasses.fields(_find(name)))
+    return _parameters(_find(name))
 
 
 def get(name: str, **params: Any) -> AbstractMethod:
@@ -71,7 +72,9 @@ def get(name: str, **params: Any) -> AbstractMethod:
         MethodError: a parameter out of its range.
     """
     method = _find(name)
-    known = parameters(name)
+    known = _parameters(method)
+    if not params and "members" not in known:
+        return _default(method)
     for given in params:
         if given not in known:
             raise UnknownNameError(f"method `{name}` has no parameter `{given}`. {nearest(given, known)}")
@@ -79,6 +82,17 @@ def get(name: str, **params: Any) -> AbstractMethod:
         members = params.get("members", [other for other in METHODS if other != name])
         params["members"] = tuple(get(member) if isinstance(member, str) else member for member in members)
     return method(**params)
+
+
+@functools.cache
+def _parameters(method: type[AbstractMethod]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(method))
+
+
+@functools.cache
+def _default(method: type[AbstractMethod]) -> AbstractMethod:
+    # Methods are frozen, so that one serves everybody.
+    return method()
 
 
 def _find(name: str) -> type[AbstractMethod]:

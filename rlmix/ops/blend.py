@@ -5,29 +5,34 @@ W_j = rows[b, y] * cols[b, x] * shares[b, j, cell(y, x)] and W_0 = 1 - sum_j W_j
 the output has the bits of the input, where one W_j is 1 those of the partner.
 
 The plain torch code here is the reference. On a CUDA device with Triton the kernels of `rlmix.ops.blend_triton` take
-its place; they round once where the reference rounds at each partner, so the last bits may differ.
+its place; they round once where the reference rounds at each partner, so the last bits may differ. On the CPU with
+numba the compiled code of `rlmix.ops.blend_numba` does, for float32 images with one partner each; it has the bits of
+the reference.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlmix.ops import grid
+from rlmix.ops import compiled, grid
 
 # A large batch is worked on in parts of about this size: the weights and the gathered partners of one part stay in the
 # cache, and take little memory. Where pixels come from other places, indices take several times the images' memory.
 _PART_BYTES, _GATHERED_PART_BYTES = 3 * 2**20, 2**19
+# The reference shares a large batch among torch's threads. Compiled code, which runs on one, takes batches up to this
+# many values.
+_ONE_THREAD = 2**20
 _TRITON = importlib.util.find_spec("triton") is not None
 # The first compute capability that Triton supports is 8.0.
 _LEAST_MAJOR = 8
 
 Window = tuple[Tensor, Tensor]
-Watch = Callable[[Tensor], object]
+Hints = list[Tensor | float]
 
 
 def blend(
@@ -39,7 +44,7 @@ def blend(
     moves: Tensor | None = None,
     place: Tensor | None = None,
     out: Tensor | None = None,
-    watch: Watch | None = None,
+    hints: Hints | None = None,
 ) -> Tensor:
     """Blend each image with its partners.
 
@@ -59,27 +64,35 @@ def blend(
             floor((y - shift_y) * scale_y), held inside the image, and columns likewise; None stands for no change.
         out: where to write the result: shape, dtype, device and memory format of `images`, with which it shares no
             memory. No gradients flow then.
-        watch: called with each part of the result as soon as it is written, while the cache still holds it. A value
-            that is not finite in the images is not finite in the result, unless it is shown nowhere.
+        hints: a list to which a number is added for each part of the result, while the cache still holds it: `hint` of
+            that part. A value that is not finite in the images is not finite in the result, unless it is shown nowhere.
 
     Returns:
         [B, C, H, W], the dtype, device and memory format of `images`; `out` where it is given.
     """
     if partners.shape[1] == 0:
         # Only moves could change an image without partners, and nothing draws them.
-        return _watched(images.clone() if out is None else out.copy_(images), watch)
+        return _hinted(images.clone() if out is None else out.copy_(images), hints)
     rows, columns = window or (None, None)
     if not _is_fused(images, partners, (shares, rows, columns), moves, place, out):
-        return blend_in_torch(images, partners, shares, window=window, moves=moves, place=place, out=out, watch=watch)
+        if _is_compiled(images, partners, (shares, rows, columns), moves, place, out):
+            return _blend_compiled(images, partners, shares, window, out, hints)
+        return blend_in_torch(images, partners, shares, window=window, moves=moves, place=place, out=out, hints=hints)
     if out is None:
-        return _watched(torch.ops.rlmix.blend.default(images, partners, shares, rows, columns, moves, place), watch)
+        return _hinted(torch.ops.rlmix.blend.default(images, partners, shares, rows, columns, moves, place), hints)
     torch.ops.rlmix.blend_into.default(out, images, partners, shares, rows, columns, moves, place)
-    return _watched(out, watch)
+    return _hinted(out, hints)
 
 
-def _watched(mixed: Tensor, watch: Watch | None) -> Tensor:
-    if watch is not None:
-        watch(mixed)
+def hint(images: Tensor) -> Tensor:
+    """Return a number that is not finite where a value of the images is not (or where their sum is out of range)."""
+    # A NaN or an infinity survives a sum, which costs a tenth of looking at every pixel.
+    return images.detach().sum(dtype=torch.float32)
+
+
+def _hinted(mixed: Tensor, hints: Hints | None) -> Tensor:
+    if hints is not None:
+        hints.append(hint(mixed))
     return mixed
 
 
@@ -108,6 +121,39 @@ def _is_fused(
         return False
     gathered = partners.dim() == 4 or moves is not None or place is not None
     return not (gathered and _needs_gradient(images) and torch.are_deterministic_algorithms_enabled())
+
+
+def _is_compiled(
+    images: Tensor,
+    partners: Tensor,
+    weights: tuple[Tensor | None, ...],
+    moves: Tensor | None,
+    place: Tensor | None,
+    out: Tensor | None,
+) -> bool:
+    """Say whether the compiled code for the CPU does this blend."""
+    if images.dtype != torch.float32 or not images.is_contiguous() or not (out is None or out.is_contiguous()):
+        return False
+    if tuple(partners.shape[1:]) != (1,) or moves is not None or place is not None:
+        return False
+    if images.numel() > _ONE_THREAD and torch.get_num_threads() > 1:
+        return False
+    return compiled.serves(images, partners, *weights, out)
+
+
+def _blend_compiled(
+    images: Tensor, partners: Tensor, shares: Tensor, window: Window | None, out: Tensor | None, hints: Hints | None
+) -> Tensor:
+    mixed = torch.empty_like(images) if out is None else out
+    write = compiled.code("blend_numba").blender(images, partners, shares, window, mixed)
+    for rows in _parts(images, False):
+        finite = write(rows.start, min(rows.stop, len(images)))
+        if hints is not None:
+            hints.append(0.0 if finite else math.nan)
+    if out is not None:
+        # What is written past torch must still be seen by what keeps this tensor for a gradient.
+        torch.autograd.graph.increment_version(out)
+    return mixed
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -178,7 +224,7 @@ def blend_in_torch(
     moves: Tensor | None = None,
     place: Tensor | None = None,
     out: Tensor | None = None,
-    watch: Watch | None = None,
+    hints: Hints | None = None,
 ) -> Tensor:
     """Do what `blend` does, J at least 1, in plain torch: the reference.
 
@@ -190,12 +236,12 @@ def blend_in_torch(
     if torch.compiler.is_compiling() or _needs_gradient(images, shares, *(window or ())):
         # Neither gradients nor the compiler allow to write into parts of a tensor; the compiler saves memory itself.
         mixed = _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, None)
-        return _watched(mixed if out is None else out.copy_(mixed), watch)
+        return _hinted(mixed if out is None else out.copy_(mixed), hints)
     mixed = torch.empty_like(images) if out is None else out
     parts = _parts(images, gathered)
     if len(parts) == 1:
         _blend_rows(images, images, 0, pixels, partners, shares, window, moves, place, mixed)
-        return _watched(mixed, watch)
+        return _hinted(mixed, hints)
     for rows in parts:
         _blend_rows(
             images,
@@ -210,7 +256,7 @@ def blend_in_torch(
             None if place is None else place[rows],
             mixed[rows],
         )
-        _watched(mixed[rows], watch)
+        _hinted(mixed[rows], hints)
     return mixed
 
 

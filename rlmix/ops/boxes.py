@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlmix.ops import compiled
+
 
 def interval(first: Tensor, last: Tensor, size: int) -> Tensor:
     """Return 1.0 at the pixels first <= i < last: int64 [B] twice -> float32 [B, size]."""
@@ -40,6 +42,37 @@ def around(centre: Tensor, half: Tensor, size: int) -> Tensor:
     """
     middles = torch.arange(0.5, size, device=centre.device)
     return ((middles - centre.unsqueeze(-1)).abs_() < half.unsqueeze(-1)).float()
+
+
+def clipped(where: Tensor, lam: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes of the sides `size * sqrt(1 - lam)`, centred on a pixel and clipped to the image (CutMix, Eq. 2).
+
+    Args:
+        where: float64 [2, B] in (0, 1), where along each side of the image the centre is.
+        lam: float32 [B] in [0, 1].
+        size: (H, W).
+
+    Returns:
+        Which rows [B, H] and which columns [B, W] lie in the box, 1.0 or 0.0, and the share of the pixels that do [B],
+        all float32.
+    """
+    if compiled.serves(where, lam):
+        seen: tuple[Tensor, Tensor, Tensor] = compiled.code("boxes_numba").clipped(where, lam, size)
+        return seen
+    side, (height, width) = torch.sqrt(1.0 - lam), size
+    if height == width:
+        rows, columns = around((where * height).floor_(), (side * (height / 2)).floor_(), height).unbind(0)
+    else:
+        rows, columns = (
+            around((where[axis] * length).floor_(), (side * (length / 2)).floor_(), length)
+            for axis, length in enumerate(size)
+        )
+    return rows, columns, share(rows, columns)
+
+
+def share(rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the share of the pixels that lie in boxes: float32 [B, H] and [B, W], 1.0 or 0.0, -> float32 [B]."""
+    return rows.sum(1).mul_(columns.sum(1)).div_(rows.shape[1] * columns.shape[1])
 
 
 def inside(position: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rlmix.errors import InputError
+from rlmix.ops import compiled
 
 # What numbers are drawn for. Values of 100 and more are free for code outside the mixing library.
 PARTNER = 1
@@ -96,13 +97,18 @@ def key_from(generator: torch.Generator) -> int:
     Raises:
         InputError: `generator` is no CPU `torch.Generator`.
     """
+    return int(_values_from(generator))
+
+
+def _values_from(generator: torch.Generator) -> Tensor:
+    """Return one key taken from a CPU generator, int64 [1]."""
     if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
         given = f"a generator on {generator.device}" if isinstance(generator, torch.Generator) else repr(generator)
         raise InputError(
             f"`generator` must be a CPU torch.Generator, got {given}. Use torch.Generator().manual_seed(0); "
             "one key is taken from it, the numbers themselves are made on the images' device."
         )
-    return int(torch.randint(_MASK63, (1,), dtype=torch.int64, generator=generator).tolist()[0])
+    return torch.randint(_MASK63, (1,), dtype=torch.int64, generator=generator)
 
 
 @final
@@ -169,8 +175,11 @@ def streams_from(generator: torch.Generator | Streams, groups: int = 1) -> Strea
     """
     if isinstance(generator, Streams):
         return generator
-    key = key_from(generator)
-    return Streams([key] if groups == 1 else [derive(key, group) for group in range(groups)])
+    values = _values_from(generator)
+    key = int(values)
+    if groups == 1:
+        return Streams._like((key,), (), values)
+    return Streams([derive(key, group) for group in range(groups)])
 
 
 def bits(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
@@ -226,6 +235,9 @@ def uniform64(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor
 
     The numbers are the middles of 2**52 equal steps, so that a logarithm is finite at both ends.
     """
+    if compiled.serves(keys):
+        drawn: list[Tensor] = compiled.code("rng_numba").uniform64(keys, wanted)[0]
+        return drawn
     counts = [math.prod(shape) for _, shape in wanted]
     counted = tuple((purpose, count) for (purpose, _), count in zip(wanted, counts, strict=True))
     numbers = _shift(_hashed(keys, counted), 12).double().add_(0.5).mul_(2.0**-52)
@@ -233,6 +245,18 @@ def uniform64(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor
         return [numbers.view(keys.shape[0], *wanted[0][1])]
     parts = torch.split(numbers, counts, 1)
     return [part.reshape(keys.shape[0], *shape) for part, (_, shape) in zip(parts, wanted, strict=True)]
+
+
+def permutation_and_uniform64(
+    keys: Tensor, purpose: int, count: int, *wanted: tuple[int, tuple[int, ...]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what `permutation` and `uniform64` give, hashed together."""
+    shapes = ((purpose, (count,)), *wanted)
+    if compiled.serves(keys):
+        drawn, order = compiled.code("rng_numba").uniform64(keys, shapes, count)
+        return order, drawn[1:]
+    numbers, *drawn = uniform64(keys, *shapes)
+    return to_permutation(numbers), drawn
 
 
 def to_permutation(numbers: Tensor) -> Tensor:

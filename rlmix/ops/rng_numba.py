@@ -1,0 +1,55 @@
+"""`rlmix.ops.rng.uniform64` as compiled code for the CPU; see `rlmix.ops.compiled`."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlmix.ops import rng
+from rlmix.ops.compiled import array
+
+_GOLDEN, _FIRST, _SECOND, _SPREAD = (np.uint64(word) for word in (rng._GOLDEN, rng._FIRST, rng._SECOND, rng._SPREAD))
+
+
+def uniform64(
+    keys: Tensor, wanted: tuple[tuple[int, tuple[int, ...]], ...], ordered: int = 0
+) -> tuple[list[Tensor], Tensor]:
+    """Return float64 [G, *shape] in (0, 1) for each (purpose, shape).
+
+    The second result is what brings each key's first `ordered` numbers into their order, int64 [G, ordered].
+    """
+    counters, places = _counters(wanted)
+    numbers = np.empty((keys.shape[0], len(counters)))
+    _fill(array(keys), counters, numbers)
+    order = torch.from_numpy(numbers[:, :ordered].argsort(kind="stable"))
+    drawn = [torch.from_numpy(numbers[:, first:last].reshape(keys.shape[0], *shape)) for first, last, shape in places]
+    return drawn, order
+
+
+@lru_cache(maxsize=256)
+def _counters(wanted: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[Any, list[tuple[int, int, tuple[int, ...]]]]:
+    """Return the counters of each (purpose, shape), one after the other, and where each one's are."""
+    counters, places, end = [], [], 0
+    for purpose, shape in wanted:
+        first, end = end, end + math.prod(shape)
+        counters.append(np.arange(end - first, dtype=np.uint64) + np.uint64((purpose << 32) + 1))
+        places.append((first, end, shape))
+    return np.concatenate(counters), places
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(keys: Any, counters: Any, numbers: Any) -> None:
+    for row in range(len(keys)):
+        start = np.uint64(keys[row]) * _SPREAD
+        for place in range(len(counters)):
+            word = start + counters[place] * _GOLDEN
+            word = (word ^ (word >> np.uint64(30))) * _FIRST
+            word = (word ^ (word >> np.uint64(27))) * _SECOND
+            word ^= word >> np.uint64(31)
+            numbers[row, place] = (np.float64(np.int64(word >> np.uint64(12))) + 0.5) * 2.0**-52
