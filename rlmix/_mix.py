@@ -16,6 +16,7 @@ from rlmix.methods.registry import get
 from rlmix.ops import compiled
 from rlmix.ops.blend import Hints, hint
 from rlmix.ops.rng import Streams, streams_from
+from rlmix.plan import MixPlan
 from rlmix.saliency.input_gradient import input_gradient
 from rlmix.types import MixedBatch, MixInputs, SaliencySource
 
@@ -71,7 +72,7 @@ def mix(
     if params and not isinstance(method, str):
         raise InputError(f"parameters {sorted(params)} were given beside a finished method. Give the method's name.")
     dense = labels.dim() == 2 and labels.is_floating_point()
-    labels = (check_dense if dense else check_classes)(images, labels, num_classes, check=check)
+    labels = (check_dense if dense else check_classes)(images, labels, num_classes, check=dense and check)
     if not 0.0 <= label_smoothing <= (0.0 if dense else 1.0):
         limits = "0 with dense labels (smooth these before they are mixed)" if dense else "in [0, 1]"
         raise InputError(f"`label_smoothing` must be {limits}, got {label_smoothing!r}.")
@@ -80,11 +81,14 @@ def mix(
         key = streams.keys[0]
         chosen, settled = chosen.settle(key)
         streams = streams if settled == key else Streams([settled])
-    # Where nothing looks at the pixels before they are mixed, they are checked while the cache holds them mixed.
+    # Where nothing looks at the pixels before they are mixed, they are checked while the cache holds them mixed, and
+    # labels where they are made targets (on the CPU: elsewhere a label out of its range would stop the device).
     reads = _reads(images, check)
     early = reads and (chosen.needs_saliency or chosen.looks_at_images)
     if early:
         _check_finite(images, hint(images))
+    if not dense and reads and (early or not labels.is_cpu):
+        check_class_numbers(labels, num_classes, check=True)
     maps, provider = saliency, "`saliency`"
     if maps is None and model is not None:
         maps, provider = partial(input_gradient, model), "rlmix.saliency.input_gradient"
@@ -98,13 +102,25 @@ def mix(
         len(images), *size, groups=len(streams), saliency=maps, images=images, labels=None if dense else labels
     )
     plan = chosen.plan(inputs, streams)
-    targets = plan.mix_targets(labels) if dense else plan.soft_targets(labels, num_classes, label_smoothing)
+    targets = _targets(plan, labels, num_classes, label_smoothing)
     if early or not reads:
         return MixedBatch(apply(images, plan), targets, plan)
     hints: Hints = []
     mixed = apply_hinted(images, plan, None, hints)
     _check_finite(images, *hints)
     return MixedBatch(mixed, targets, plan)
+
+
+def _targets(plan: MixPlan, labels: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+    """Return the targets of class numbers or of dense labels."""
+    if labels.is_floating_point():
+        return plan.mix_targets(labels)
+    try:
+        return plan.soft_targets(labels, num_classes, label_smoothing)
+    except RuntimeError:
+        # Torch, and compiled code, say that an index is out of bounds; whose, and what to do, is said here.
+        check_class_numbers(labels, num_classes)
+        raise
 
 
 def check_batch(images: Tensor, labels: Tensor, num_classes: int, *, check: bool | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from rlmix.methods.method import (
     per_row,
     rows_of,
 )
-from rlmix.ops import boxes, rng
+from rlmix.ops import boxes, compiled, rng
 from rlmix.plan import MixPlan
 from rlmix.types import MixInputs
 
@@ -65,24 +65,37 @@ class CutMix(AbstractMethod):
             raise MethodError(f"`exact_area` must be True or False, got {self.exact_area!r}.")
 
     def _plan(self, inputs: MixInputs, streams: rng.Streams) -> MixPlan:
+        partners, share, window = self._draw(inputs, streams)
+        shares = torch.ones(1, 1, 1, 1, device=share.device)
+        return MixPlan(size=inputs.size, partners=partners, shares=shares, label_shares=share, window=window)
+
+    def _draw(self, inputs: MixInputs, streams: rng.Streams) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return partners [B, 1], the share of the pixels that are theirs [B, 1], and rows and columns of the boxes."""
+        if self._is_plain(inputs) and compiled.serves(streams.values):
+            # The rest of this function, in one call; only for alpha = 1 without logarithms, whose last bits differ.
+            code = compiled.code("boxes_numba")
+            drawn: tuple[Tensor, Tensor, tuple[Tensor, Tensor]] = code.drawn(
+                streams.values, inputs.group_size, self.scope == "image", inputs.size
+            )
+            return drawn
         rows = drawn_rows(inputs, self.scope)
         partners, (lam, place) = pair_and_draw(
             inputs, streams, self.pairing, (rng.LAM, (*rows, 2)), (rng.CENTRE, (2, *rows))
         )
-        drawn = rows_of(rng.to_beta(lam, per_row(self.alpha, inputs, self.scope)), inputs)
+        weight = rows_of(rng.to_beta(lam, per_row(self.alpha, inputs, self.scope)), inputs)
         where = place.transpose(0, 1).expand(2, inputs.groups, inputs.group_size).reshape(2, -1)
         if self.exact_area:
-            rows_seen, columns_seen = self._whole(where, torch.sqrt(1.0 - drawn), inputs, streams)
+            rows_seen, columns_seen = self._whole(where, torch.sqrt(1.0 - weight), inputs, streams)
             share = boxes.share(rows_seen, columns_seen)
         else:
-            rows_seen, columns_seen, share = boxes.clipped(where, drawn, inputs.size)
-        return MixPlan(
-            size=inputs.size,
-            partners=partners.unsqueeze(1),
-            shares=torch.ones(1, 1, 1, 1, device=share.device),
-            label_shares=share.unsqueeze(1),
-            window=(rows_seen, columns_seen),
-        )
+            rows_seen, columns_seen, share = boxes.clipped(where, weight, inputs.size)
+        return partners.unsqueeze(1), share.unsqueeze(1), (rows_seen, columns_seen)
+
+    def _is_plain(self, inputs: MixInputs) -> bool:
+        """Say whether random partners and published boxes with a uniform lam are drawn."""
+        if self.exact_area or self.pairing != "random" or inputs.partners is not None:
+            return False
+        return isinstance(self.alpha, float | int) and self.alpha == 1
 
     def _whole(self, where: Tensor, side: Tensor, inputs: MixInputs, streams: rng.Streams) -> tuple[Tensor, Tensor]:
         """Return which rows and columns lie in a box kept whole, for places float64 [2, B] and sides, as shares [B]."""

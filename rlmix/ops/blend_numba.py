@@ -15,7 +15,7 @@ from torch import Tensor
 from rlmix.ops.compiled import array
 
 # Rows of at least this many pixels are worth the three loops that leave out what lies beside a box.
-_WIDE = 64
+_WIDE = 192
 _NOT_FINITE = np.int32(0x7F800000)
 _NONE = np.empty((0, 0), np.float32)
 

@@ -1,4 +1,4 @@
-"""`rlmix.ops.boxes.clipped` as compiled code for the CPU; see `rlmix.ops.compiled`."""
+"""Boxes of CutMix as compiled code for the CPU; see `rlmix.ops.compiled`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlmix.ops import rng, rng_numba
 from rlmix.ops.compiled import array
 
 
@@ -19,6 +20,48 @@ def clipped(where: Tensor, lam: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     shares = np.empty(count, np.float32)
     _clip(array(where), array(lam), rows, columns, shares)
     return torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(shares)
+
+
+def drawn(keys: Tensor, group: int, alone: bool, size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Draw partners and published boxes for lam ~ Beta(1, 1), which is uniform.
+
+    Args:
+        keys: int64 [G].
+        group: b, rows of a group.
+        alone: whether each row has a box of its own; else there is one for each group.
+        size: (H, W).
+
+    Returns:
+        The partners, int64 [G*b, 1]; the share of the pixels that are theirs, float32 [G*b, 1]; and which rows and
+        columns lie in the boxes, float32 [G*b, H] and [G*b, W].
+    """
+    boxes = group if alone else 1
+    numbers = rng_numba.numbers(keys, ((rng.PARTNER, (group,)), (rng.LAM, (boxes, 2)), (rng.CENTRE, (2, boxes))))
+    partners = rng_numba.order(numbers, group)
+    rows, columns = (np.empty((partners.size, length), np.float32) for length in size)
+    shares = np.empty((partners.size, 1), np.float32)
+    _draw(numbers, boxes, partners, rows, columns, shares)
+    return (
+        torch.from_numpy(partners.reshape(-1, 1)),
+        torch.from_numpy(shares),
+        (torch.from_numpy(rows), torch.from_numpy(columns)),
+    )
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw(numbers: Any, boxes: int, partners: Any, rows: Any, columns: Any, shares: Any) -> None:
+    """Write boxes and shares, and count the partners, which are counted within their groups, in the whole batch."""
+    groups, group = partners.shape
+    pixels = np.float32(rows.shape[1] * columns.shape[1])
+    for number in range(groups):
+        for row in range(group):
+            at, box = number * group + row, row % boxes
+            partners[number, row] += number * group
+            side = np.sqrt(np.float32(1.0) - np.float32(numbers[number, group + 2 * box]))
+            centre = group + 2 * boxes + box
+            down = _span(numbers[number, centre], side, rows[at])
+            across = _span(numbers[number, centre + boxes], side, columns[at])
+            shares[at, 0] = np.float32(down) * np.float32(across) / pixels
 
 
 @numba.njit(cache=True, nogil=True)

@@ -17,6 +17,19 @@ from rlmix.ops.compiled import array
 _GOLDEN, _FIRST, _SECOND, _SPREAD = (np.uint64(word) for word in (rng._GOLDEN, rng._FIRST, rng._SECOND, rng._SPREAD))
 
 
+def numbers(keys: Tensor, wanted: tuple[tuple[int, tuple[int, ...]], ...]) -> Any:
+    """Return the numbers in (0, 1) of each (purpose, shape), one after the other: float64 array [G, n]."""
+    counters = _counters(wanted)[0]
+    drawn = np.empty((keys.shape[0], len(counters)))
+    _fill(array(keys), counters, drawn)
+    return drawn
+
+
+def order(drawn: Any, count: int) -> Any:
+    """Return what brings the first `count` numbers of each row into their order: int64 array [G, count]."""
+    return drawn[:, :count].argsort(kind="stable")
+
+
 def uniform64(
     keys: Tensor, wanted: tuple[tuple[int, tuple[int, ...]], ...], ordered: int = 0
 ) -> tuple[list[Tensor], Tensor]:
@@ -24,12 +37,12 @@ def uniform64(
 
     The second result is what brings each key's first `ordered` numbers into their order, int64 [G, ordered].
     """
-    counters, places = _counters(wanted)
-    numbers = np.empty((keys.shape[0], len(counters)))
-    _fill(array(keys), counters, numbers)
-    order = torch.from_numpy(numbers[:, :ordered].argsort(kind="stable"))
-    drawn = [torch.from_numpy(numbers[:, first:last].reshape(keys.shape[0], *shape)) for first, last, shape in places]
-    return drawn, order
+    drawn = numbers(keys, wanted)
+    parts = [
+        torch.from_numpy(drawn[:, first:last].reshape(len(drawn), *shape))
+        for first, last, shape in _counters(wanted)[1]
+    ]
+    return parts, torch.from_numpy(order(drawn, ordered))
 
 
 @lru_cache(maxsize=256)
@@ -44,7 +57,7 @@ def _counters(wanted: tuple[tuple[int, tuple[int, ...]], ...]) -> tuple[Any, lis
 
 
 @numba.njit(cache=True, nogil=True)
-def _fill(keys: Any, counters: Any, numbers: Any) -> None:
+def _fill(keys: Any, counters: Any, drawn: Any) -> None:
     for row in range(len(keys)):
         start = np.uint64(keys[row]) * _SPREAD
         for place in range(len(counters)):
@@ -52,4 +65,4 @@ def _fill(keys: Any, counters: Any, numbers: Any) -> None:
             word = (word ^ (word >> np.uint64(30))) * _FIRST
             word = (word ^ (word >> np.uint64(27))) * _SECOND
             word ^= word >> np.uint64(31)
-            numbers[row, place] = (np.float64(np.int64(word >> np.uint64(12))) + 0.5) * 2.0**-52
+            drawn[row, place] = (np.float64(np.int64(word >> np.uint64(12))) + 0.5) * 2.0**-52

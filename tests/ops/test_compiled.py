@@ -25,6 +25,7 @@ from rlmix.ops.blend import Hints, blend, blend_in_torch
 from rlmix.ops.quantile import row_quantile
 from rlmix.plan import MixPlan
 from rlmix.testing.methods import OperationCounter, batch_of
+from rlmix.types import MixInputs
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="needs numba, the extra `jit`")
 
@@ -233,6 +234,30 @@ def test_boxes_have_the_bits_of_the_reference(seed: int, batch: int, size: tuple
     with OperationCounter():
         expected = boxes.clipped(where, lam, size)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    groups=st.integers(1, 4),
+    group=st.integers(1, 12),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    scope=st.sampled_from(["image", "batch"]),
+    alpha=st.sampled_from([1.0, 0.4]),
+    pairing=st.sampled_from(["random", "reverse"]),
+    seed=st.integers(0, 2**20),
+)
+def test_plans_of_cutmix_are_those_of_the_reference(
+    groups: int, group: int, size: tuple[int, int], scope: str, alpha: float, pairing: str, seed: int
+) -> None:
+    """Both ways of drawing boxes, for one group and for several, a box for each image and for each group."""
+    method = registry.get("cutmix", scope=scope, alpha=alpha, pairing=pairing, probability=0.7)
+    inputs, streams = (
+        MixInputs(groups * group, *size, groups=groups),
+        rng.Streams([seed + row for row in range(groups)]),
+    )
+    with OperationCounter():
+        expected = method.plan(inputs, streams)
+    assert method.plan(inputs, streams).equal(expected)
 
 
 @settings(deadline=None, max_examples=60)
