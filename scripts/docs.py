@@ -49,7 +49,7 @@ COUNTED = (
 )
 TIMED = (
     "*microseconds*: median of a whole call of `rlmix.mix` with its checks, 128x3x32x32, one CPU thread ({processor}), "
-    "maps given, torch {torch}, {date}: [{file}](../benchmarks/results/{file})."
+    "maps given, torch {torch} and numba, {date}: [{file}](../benchmarks/results/{file})."
 )
 
 
