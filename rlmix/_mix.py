@@ -229,7 +229,7 @@ def _reads(images: Tensor, check: bool | None) -> bool:
 
 def _bounds(labels: Tensor) -> tuple[int, int]:
     """Return the lowest and the highest of whole numbers."""
-    if compiled.serves(labels):
+    if labels.numel() > 0 and compiled.serves(labels):
         low, high = compiled.code("targets_numba").bounds(labels)
     else:
         low, high = torch.aminmax(labels)

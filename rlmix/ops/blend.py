@@ -136,7 +136,7 @@ def _is_compiled(
         return False
     if tuple(partners.shape[1:]) != (1,) or moves is not None or place is not None:
         return False
-    if images.numel() > _ONE_THREAD and torch.get_num_threads() > 1:
+    if images.numel() == 0 or (images.numel() > _ONE_THREAD and torch.get_num_threads() > 1):
         return False
     return compiled.serves(images, partners, *weights, out)
 

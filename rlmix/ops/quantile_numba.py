@@ -24,7 +24,12 @@ def row_quantile(values: Tensor, levels: Tensor) -> Tensor:
 def _fill(ordered: Any, levels: Any, quantiles: Any) -> None:
     last = ordered.shape[1] - 1
     for row in range(len(ordered)):
-        position = min(max(levels[row] * np.float32(last), np.float32(0.0)), np.float32(last))
+        position = levels[row] * np.float32(last)
+        if np.isnan(position):
+            # As an index this would be anywhere.
+            quantiles[row] = np.nan
+            continue
+        position = min(max(position, np.float32(0.0)), np.float32(last))
         below = np.floor(position)
         low, high = ordered[row, int(below)], ordered[row, int(np.ceil(position))]
         quantiles[row] = lerp(low, high, position - below)

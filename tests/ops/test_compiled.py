@@ -270,6 +270,18 @@ def test_quantiles_have_the_bits_of_the_reference(seed: int, rows: int, count: i
     assert same(row_quantile(values, levels), expected)
 
 
+def test_a_level_that_is_no_number_reads_no_memory() -> None:
+    """Its row has no quantile, and the other rows theirs."""
+    found = row_quantile(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([math.nan, 1.0]))
+    assert math.isnan(float(found[0]))
+    assert float(found[1]) == 4.0
+
+
+def test_images_without_channels_are_mixed() -> None:
+    """Nothing is to be done for them, and nothing fails."""
+    assert blend(torch.empty(2, 0, 4, 4), torch.tensor([[1], [0]]), torch.ones(2, 1, 1, 1)).shape == (2, 0, 4, 4)
+
+
 def test_a_buffer_that_is_kept_for_a_gradient_is_seen_to_change() -> None:
     """Torch must refuse a backward pass through pixels that are no longer there."""
     images, shares = torch.rand(4, 3, 8, 8), torch.rand(4, 1, 1, 1)
