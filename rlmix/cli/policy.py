@@ -1,4 +1,4 @@
-"""`rlmix policy`: what a learned policy is and does, and policies to begin learning with."""
+"""`rlmix policy`: what a learned policy is and does, several as one, and policies to begin learning with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rlmix.policy.artifact import LearnedPolicy
 
 app = typer.Typer(
-    help="Look at learned policies, and make untrained ones.", rich_markup_mode="markdown", no_args_is_help=True
+    help="Look at learned policies, join several, and make untrained ones.",
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
 )
 
 _EXAMPLES = """
@@ -37,6 +39,13 @@ Examples:
 - `rlmix policy new runs/policy`
 
 - `rlmix policy new runs/policy --catalogue v0 --horizon 16 --hidden 128 64`
+"""
+_JOIN_EXAMPLES = """
+Examples:
+
+- `rlmix policy join runs/seed-0/policy runs/seed-1/policy runs/seed-2/policy --out runs/joined`
+
+- `rlmix agent evaluate --policy runs/joined --levels configs/levels/transfer.yaml`
 """
 # From improbable to certain.
 _STYLES = ("dim", "default", "bold", "bold reverse")
@@ -109,6 +118,26 @@ def new(
     entries = known(catalogue)
     save(folder, untrained(entries, horizon=horizon, hidden=hidden, seed=seed))
     typer.echo(f"An untrained policy over {', '.join(entries.names)} is in {folder}.")
+
+
+@app.command(epilog=_JOIN_EXAMPLES)
+def join(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two policies or more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the joined one.")],
+) -> None:
+    """Write one policy that chooses by the mean of several, trained alike but for their seeds.
+
+    Policies of different seeds err in different trainings, so their mean errs less often. It is a policy like any
+    other, with all their hidden units: it can be evaluated, deployed, served and trained on.
+    """
+    from rlmix.errors import OutputError
+    from rlmix.policy.artifact import DOCUMENT, load, save
+    from rlmix.policy.joined import joined
+
+    if (out / DOCUMENT).exists():
+        raise OutputError(f"`{out}` already holds a policy. Give another folder, or delete it.")
+    save(out, joined([load(folder) for folder in folders]))
+    typer.echo(f"The mean of {len(folders)} policies is in {out}.")
 
 
 def _meaning(name: str) -> str:

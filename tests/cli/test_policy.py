@@ -1,4 +1,4 @@
-"""`rlmix policy show` and `rlmix policy new`."""
+"""`rlmix policy show`, `rlmix policy join` and `rlmix policy new`."""
 
 from __future__ import annotations
 
@@ -198,3 +198,21 @@ def test_a_policy_that_is_there_is_not_overwritten(folder: Path, capsys: pytest.
     assert (folder / artifact.TENSORS).read_bytes() == before
     assert new(folder.parent / "x", "--catalogue", "chep") == 2
     assert "Did you mean `cheap`?" in capsys.readouterr().err
+
+
+def test_policies_are_joined_and_nothing_is_overwritten(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean of a policy with itself says what it says."""
+    command = ["policy", "join", str(folder), str(folder), "--out", str(tmp_path / "joined")]
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert not stopped.value.code
+    assert "The mean of 2 policies" in capsys.readouterr().out
+    once, twice = artifact.load(folder), artifact.load(tmp_path / "joined")
+    observations = torch.randn(9, len(READ), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(twice.probabilities(observations), once.probabilities(observations))
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code
+    assert "already holds a policy" in capsys.readouterr().err
