@@ -113,7 +113,7 @@ def test_vizier_a_client_that_comes_back_after_a_crash_is_answered(
 
 
 TRAINING = """
-import http.client, json, sys
+import http.client, json, signal, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
 def call(method, path, body):
     headers = {"Content-Type": "application/json"}
@@ -122,9 +122,11 @@ def call(method, path, body):
     assert reply.status == 201, reply.read()
     reply.read()
 call("PUT", "", json.loads(sys.argv[2]))
-for seq in range(10**6):
+for seq in range(5):
     call("PUT", f"/decisions/{seq}", {**json.loads(sys.argv[3]), "step": 10 * seq, "explore": hex(seq + 1)})
     print(seq, flush=True)
+# It is killed between two decisions: one that is under way may be stored after its training is gone.
+signal.pause()
 """
 
 
@@ -147,7 +149,7 @@ def test_optuna_4234_and_5470_a_training_that_was_killed_is_seen_to_be_lost_and_
         return run.phase(clock())
 
     kept = storage.decisions("default", "r", -1, 500)
-    assert len(kept) >= 5
+    assert len(kept) == 5
     assert phase() == "active"
     clock.ahead = (LEASE_SECONDS + 60) * 10**6
     assert phase() == "stale"
