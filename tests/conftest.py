@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 import torch
+
+# A shell starts what runs in its background with Ctrl-C ignored, and the programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests' tensors are small: threads cost more than they bring, and sums would depend on the machine.
 torch.set_num_threads(1)

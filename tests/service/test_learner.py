@@ -563,7 +563,7 @@ def test_a_learner_that_follows_waits_and_ends_at_ctrl_c(tmp_path: Path) -> None
                 trained(storage, policies, number)
             assert process.stdout.readline().startswith("update 1: 6 trainings read, 6 learned from")
             process.send_signal(signal.SIGINT)
-            _, problems = process.communicate()
+            _, problems = process.communicate(timeout=60)
             assert (process.returncode, problems) == (130, "Stopped. The same command goes on.\n")
             # The lease is free at once.
             assert storage.acquire("learner/p/q", "another", 1) is not None
