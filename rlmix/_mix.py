@@ -13,7 +13,6 @@ from rlmix._apply import apply, apply_hinted
 from rlmix.errors import InputError
 from rlmix.methods.method import AbstractMethod
 from rlmix.methods.registry import get
-from rlmix.ops import compiled
 from rlmix.ops.blend import Hints, hint
 from rlmix.ops.rng import Streams, streams_from
 from rlmix.plan import MixPlan
@@ -167,7 +166,7 @@ def check_class_numbers(labels: Tensor, num_classes: int, *, check: bool | None 
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"`labels` must be whole numbers (int64), got {labels.dtype}. Use labels.long().")
     if _reads(labels, check):
-        low, high = _bounds(labels)
+        low, high = (int(bound) for bound in torch.aminmax(labels))
         if low < 0 or high >= num_classes:
             raise InputError(
                 f"`labels` must be in [0, {num_classes}), got values from {low} to {high}. Is `num_classes` right?"
@@ -225,15 +224,6 @@ def _check_shapes(images: Tensor, labels: Tensor, num_classes: int) -> None:
 def _reads(images: Tensor, check: bool | None) -> bool:
     """Say whether values are read: as asked, or where that does not make the host wait."""
     return check if check is not None else images.device.type == "cpu"
-
-
-def _bounds(labels: Tensor) -> tuple[int, int]:
-    """Return the lowest and the highest of whole numbers."""
-    if labels.numel() > 0 and compiled.serves(labels):
-        low, high = compiled.code("targets_numba").bounds(labels)
-    else:
-        low, high = torch.aminmax(labels)
-    return int(low), int(high)
 
 
 def _check_finite(images: Tensor, *hints: Tensor | float) -> None:

@@ -33,6 +33,8 @@ _LEAST_MAJOR = 8
 
 Window = tuple[Tensor, Tensor]
 Hints = list[Tensor | float]
+Plan = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""Partners, shares, rows, columns, moves and place, as the operators below take them."""
 
 
 def blend(
@@ -73,14 +75,14 @@ def blend(
     if partners.shape[1] == 0:
         # Only moves could change an image without partners, and nothing draws them.
         return _hinted(images.clone() if out is None else out.copy_(images), hints)
-    rows, columns = window or (None, None)
-    if not _is_fused(images, partners, (shares, rows, columns), moves, place, out):
-        if _is_compiled(images, partners, (shares, rows, columns), moves, place, out):
+    plan = (partners, shares, *(window or (None, None)), moves, place)
+    if not _is_fused(images, plan, out):
+        if _is_compiled(images, plan, out):
             return _blend_compiled(images, partners, shares, window, out, hints)
         return blend_in_torch(images, partners, shares, window=window, moves=moves, place=place, out=out, hints=hints)
     if out is None:
-        return _hinted(torch.ops.rlmix.blend.default(images, partners, shares, rows, columns, moves, place), hints)
-    torch.ops.rlmix.blend_into.default(out, images, partners, shares, rows, columns, moves, place)
+        return _hinted(torch.ops.rlmix.blend.default(images, *plan), hints)
+    torch.ops.rlmix.blend_into.default(out, images, *plan)
     return _hinted(out, hints)
 
 
@@ -102,14 +104,7 @@ def has_kernels(device: torch.device) -> bool:
     return _TRITON and torch.cuda.get_device_properties(device).major >= _LEAST_MAJOR
 
 
-def _is_fused(
-    images: Tensor,
-    partners: Tensor,
-    weights: tuple[Tensor | None, ...],
-    moves: Tensor | None,
-    place: Tensor | None,
-    out: Tensor | None,
-) -> bool:
+def _is_fused(images: Tensor, plan: Plan, out: Tensor | None) -> bool:
     """Say whether the kernels do this blend."""
     if not images.is_cuda or not has_kernels(images.device) or not 0 < images.numel() < images.shape[0] * 2**31:
         return False
@@ -117,28 +112,23 @@ def _is_fused(
         return False
     if out is not None and images.stride() != out.stride():
         return False
+    partners, *weights, moves, place = plan
     if _needs_gradient(*weights):
         return False
     gathered = partners.dim() == 4 or moves is not None or place is not None
     return not (gathered and _needs_gradient(images) and torch.are_deterministic_algorithms_enabled())
 
 
-def _is_compiled(
-    images: Tensor,
-    partners: Tensor,
-    weights: tuple[Tensor | None, ...],
-    moves: Tensor | None,
-    place: Tensor | None,
-    out: Tensor | None,
-) -> bool:
+def _is_compiled(images: Tensor, plan: Plan, out: Tensor | None) -> bool:
     """Say whether the compiled code for the CPU does this blend."""
+    partners, *_, moves, place = plan
     if images.dtype != torch.float32 or not images.is_contiguous() or not (out is None or out.is_contiguous()):
         return False
     if tuple(partners.shape[1:]) != (1,) or moves is not None or place is not None:
         return False
     if images.numel() == 0 or (images.numel() > _ONE_THREAD and torch.get_num_threads() > 1):
         return False
-    return compiled.serves(images, partners, *weights, out)
+    return compiled.serves(images, *plan, out)
 
 
 def _blend_compiled(

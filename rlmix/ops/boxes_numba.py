@@ -52,25 +52,26 @@ def drawn(keys: Tensor, group: int, alone: bool, size: tuple[int, int]) -> tuple
 def _draw(numbers: Any, boxes: int, partners: Any, rows: Any, columns: Any, shares: Any) -> None:
     """Write boxes and shares, and count the partners, which are counted within their groups, in the whole batch."""
     groups, group = partners.shape
-    pixels = np.float32(rows.shape[1] * columns.shape[1])
     for number in range(groups):
         for row in range(group):
             at, box = number * group + row, row % boxes
             partners[number, row] += number * group
-            side = np.sqrt(np.float32(1.0) - np.float32(numbers[number, group + 2 * box]))
-            centre = group + 2 * boxes + box
-            down = _span(numbers[number, centre], side, rows[at])
-            across = _span(numbers[number, centre + boxes], side, columns[at])
-            shares[at, 0] = np.float32(down) * np.float32(across) / pixels
+            lam, centre = np.float32(numbers[number, group + 2 * box]), group + 2 * boxes + box
+            shares[at, 0] = _box(numbers[number, centre], numbers[number, centre + boxes], lam, rows[at], columns[at])
 
 
 @numba.njit(cache=True, nogil=True)
 def _clip(where: Any, lam: Any, rows: Any, columns: Any, shares: Any) -> None:
-    pixels = np.float32(rows.shape[1] * columns.shape[1])
     for box in range(len(lam)):
-        side = np.sqrt(np.float32(1.0) - lam[box])
-        down, across = _span(where[0, box], side, rows[box]), _span(where[1, box], side, columns[box])
-        shares[box] = np.float32(down) * np.float32(across) / pixels
+        shares[box] = _box(where[0, box], where[1, box], lam[box], rows[box], columns[box])
+
+
+@numba.njit(inline="always")
+def _box(down: Any, across: Any, lam: Any, rows: Any, columns: Any) -> Any:
+    """Write the rows and the columns of one box around a place; return its share of the pixels."""
+    side = np.sqrt(np.float32(1.0) - lam)
+    covered = np.float32(_span(down, side, rows)) * np.float32(_span(across, side, columns))
+    return covered / np.float32(len(rows) * len(columns))
 
 
 @numba.njit(inline="always")

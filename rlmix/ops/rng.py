@@ -236,7 +236,7 @@ def uniform64(keys: Tensor, *wanted: tuple[int, tuple[int, ...]]) -> list[Tensor
     The numbers are the middles of 2**52 equal steps, so that a logarithm is finite at both ends.
     """
     if compiled.serves(keys):
-        drawn: list[Tensor] = compiled.code("rng_numba").uniform64(keys, wanted)[0]
+        drawn: list[Tensor] = compiled.code("rng_numba").uniform64(keys, wanted)
         return drawn
     counts = [math.prod(shape) for _, shape in wanted]
     counted = tuple((purpose, count) for (purpose, _), count in zip(wanted, counts, strict=True))
@@ -253,8 +253,8 @@ def permutation_and_uniform64(
     """Return what `permutation` and `uniform64` give, hashed together."""
     shapes = ((purpose, (count,)), *wanted)
     if compiled.serves(keys):
-        drawn, order = compiled.code("rng_numba").uniform64(keys, shapes, count)
-        return order, drawn[1:]
+        found: tuple[Tensor, list[Tensor]] = compiled.code("rng_numba").permutation_and_uniform64(keys, count, shapes)
+        return found
     numbers, *drawn = uniform64(keys, *shapes)
     return to_permutation(numbers), drawn
 

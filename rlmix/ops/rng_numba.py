@@ -30,19 +30,24 @@ def order(drawn: Any, count: int) -> Any:
     return drawn[:, :count].argsort(kind="stable")
 
 
-def uniform64(
-    keys: Tensor, wanted: tuple[tuple[int, tuple[int, ...]], ...], ordered: int = 0
-) -> tuple[list[Tensor], Tensor]:
-    """Return float64 [G, *shape] in (0, 1) for each (purpose, shape).
+def uniform64(keys: Tensor, wanted: tuple[tuple[int, tuple[int, ...]], ...]) -> list[Tensor]:
+    """Return float64 [G, *shape] in (0, 1) for each (purpose, shape)."""
+    return _parts(numbers(keys, wanted), wanted)
 
-    The second result is what brings each key's first `ordered` numbers into their order, int64 [G, ordered].
-    """
+
+def permutation_and_uniform64(
+    keys: Tensor, count: int, wanted: tuple[tuple[int, tuple[int, ...]], ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the permutation int64 [G, count] that the first of `wanted` gives, and the numbers of the others."""
     drawn = numbers(keys, wanted)
-    parts = [
+    return torch.from_numpy(order(drawn, count)), _parts(drawn, wanted)[1:]
+
+
+def _parts(drawn: Any, wanted: tuple[tuple[int, tuple[int, ...]], ...]) -> list[Tensor]:
+    return [
         torch.from_numpy(drawn[:, first:last].reshape(len(drawn), *shape))
         for first, last, shape in _counters(wanted)[1]
     ]
-    return parts, torch.from_numpy(order(drawn, ordered))
 
 
 @lru_cache(maxsize=256)

@@ -42,17 +42,3 @@ def _fill(labels: Any, partners: Any, shares: Any, targets: Any) -> bool:
         targets[row, labels[row]] = np.float32(1.0) - shares[row]
         targets[row, labels[partners[row]]] += shares[row]
     return True
-
-
-def bounds(labels: Tensor) -> tuple[int, int]:
-    """Return the lowest and the highest of whole numbers, at least one of them."""
-    low, high = _bounds(array(labels).reshape(-1))
-    return low, high
-
-
-@numba.njit(cache=True, nogil=True)
-def _bounds(labels: Any) -> Any:
-    low = high = labels[0]
-    for label in labels:
-        low, high = min(low, label), max(high, label)
-    return low, high
