@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
@@ -86,19 +86,30 @@ def run_block(
     Raises:
         DataError: an instance's images are not there.
     """
-    actions = _train(agents, block, pool)
-    if split == "reward":
-        return _runs(block, pool.codec, actions, pool.scores(), [None] * len(block))
-    return _runs(block, pool.codec, actions, *_test_scores(pool, block, heldout))
+    pool, places, actions = _train(agents, block, pool)
+    # On val-R calibration errors are not measured.
+    unmeasured: list[float | None] = [None] * len(pool.slots)
+    scores, errors = (pool.scores(), unmeasured) if split == "reward" else _test_scores(pool, heldout)
+    own = Scores(*(part[places] for part in scores))
+    return _runs(block, pool.codec, actions, own, [errors[place] for place in places])
 
 
-def _train(agents: Mapping[str, AbstractAgent], block: Sequence[Job], pool: Pool) -> Tensor:
-    """Train the block's classifiers to the end; return what was chosen, [N, H, *shape]: of a catalogue int64 [N, H]."""
+def _train(agents: Mapping[str, AbstractAgent], block: Sequence[Job], pool: Pool) -> tuple[Pool, list[int], Tensor]:
+    """Train the block's classifiers to the end.
+
+    Agents that choose alike train the same classifier, since all its random numbers follow from the key; so it is
+    trained once for all of them, and forked where their choices part.
+
+    Returns:
+        The pool at the end; the slot of each job, N; and what was chosen, [N, H, *shape]: of a catalogue int64 [N, H].
+    """
     rows = {
         name: torch.tensor([row for row, job in enumerate(block) if job.agent == name])
         for name in dict.fromkeys(job.agent for job in block)
     }
-    observations = pool.begin([job.instance for job in block], [job.key for job in block]).cpu()
+    places, firsts = _parted([(job.instance, job.key) for job in block])
+    observations = pool.begin([block[row].instance for row in firsts], [block[row].key for row in firsts])
+    observations = observations.cpu()[places]
     trace, done = [], False
     while not done:
         kind = torch.int64 if pool.codec.whole else torch.float32
@@ -111,20 +122,35 @@ def _train(agents: Mapping[str, AbstractAgent], block: Sequence[Job], pool: Pool
                     f"ones. Evaluate it with what its actions mean: catalogue=policy.actions."
                 )
             actions[own] = chosen
-        observations, rewards, done, _ = pool.step(actions)
-        observations, rewards = observations.cpu(), rewards.cpu()
+        before = places
+        places, firsts = _parted(
+            [(place, repr(action)) for place, action in zip(before, actions.tolist(), strict=True)]
+        )
+        if len(firsts) > len(pool.slots):
+            pool = pool.fork([before[row] for row in firsts])
+        observations, rewards, done, _ = pool.step(actions[firsts])
+        observations, rewards = observations.cpu()[places], rewards.cpu()[places]
         for name, own in rows.items():
             agents[name].observe(
                 Feedback(actions=actions[own], observations=observations[own], rewards=rewards[own], done=done)
             )
         trace.append(actions)
-    return torch.stack(trace, dim=1)
+    return pool, places, torch.stack(trace, dim=1)
 
 
-def _test_scores(pool: Pool, block: Sequence[Job], heldout: HeldOut) -> tuple[Scores, list[float | None]]:
+def _parted(marks: Sequence[Hashable]) -> tuple[list[int], list[int]]:
+    """Return of each mark the place among the different ones, in the order in which they come, and each one's row."""
+    firsts: dict[Hashable, int] = {}
+    for row, mark in enumerate(marks):
+        firsts.setdefault(mark, row)
+    places = {mark: place for place, mark in enumerate(firsts)}
+    return [places[mark] for mark in marks], list(firsts.values())
+
+
+def _test_scores(pool: Pool, heldout: HeldOut) -> tuple[Scores, list[float | None]]:
     """Measure the pool's classifiers, each on its instance's test images; return scores and calibration errors."""
-    tests = {job.instance: heldout.of(job.instance) for job in block}
-    images, labels = zip(*(tests[job.instance] for job in block), strict=True)
+    tests = {slot.instance: heldout.of(slot.instance) for slot in pool.slots}
+    images, labels = zip(*(tests[slot.instance] for slot in pool.slots), strict=True)
     counts = [len(part) for part in labels]
     logits = _logits(pool, images, max(counts))
     found: list[tuple[list[int], list[Tensor]]] = []
