@@ -266,6 +266,7 @@ class Recipe:
         horizon: H, decisions in a training.
         counts: instances of each part.
         seed: in [0, 2**63).
+        extends: the YAML file of another recipe, whose instances come first; None for none.
     """
 
     name: str
@@ -273,6 +274,7 @@ class Recipe:
     horizon: int = 8
     counts: Counts = field(default_factory=Counts)
     seed: int = 0
+    extends: str | None = None
 
     def __post_init__(self) -> None:
         """Check that there is something to draw from."""
@@ -287,10 +289,11 @@ class Recipe:
 
         Args:
             part: "train", "validation" or "heldout".
-            count: instances, instead of the recipe's own number; the first ones stay the same.
+            count: instances of this recipe's own families, instead of its own number; the first ones stay the same.
 
         Raises:
-            ConfigError: no such part, no instance, or an instance out of range.
+            ConfigError: no such part, no instance, or an instance out of range; or the recipe that this one extends
+                is missing, has mistakes or another horizon, or extends this one.
         """
         if part not in PARTS:
             raise ConfigError(f"there is no part `{part}`. {nearest(part, PARTS)}")
@@ -300,7 +303,19 @@ class Recipe:
             _drawn(family, steps, f"{self.name}-{part}-{index:04d}", rng.derive(self.seed, rng.words(part), index))
             for index, (family, steps) in enumerate(kinds)
         )
+        if self.extends is not None:
+            instances = (*self._extended(part), *instances)
         return InstanceSet(f"{self.name}-{part}", instances, self.horizon, part)
+
+    def _extended(self, part: Part) -> tuple[Instance, ...]:
+        """Return the instances of the recipe that this one extends."""
+        other = load_recipe(cast(str, self.extends))
+        if other.extends is not None or other.horizon != self.horizon:
+            raise ConfigError(
+                f"recipe `{self.name}` extends `{self.extends}`, which must have the same `horizon` and extend no "
+                f"other recipe, got horizons {self.horizon} and {other.horizon} and `extends` {other.extends}."
+            )
+        return other.generate(part).instances
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

@@ -58,7 +58,8 @@ def train(
         str | None,
         _key(
             "model",
-            "mlp, convnet, lenet, cnn, resnet8, resnet18, resnet34, resnet50, preactresnet18 or preactresnet18-narrow.",
+            "mlp, convnet, convnet-batchnorm, lenet, cnn, resnet8, resnet18, resnet34, resnet50, preactresnet18 or "
+            "preactresnet18-narrow.",
         ),
     ] = None,
     method: Annotated[str | None, _key("method", "One mix method for the whole training.")] = None,

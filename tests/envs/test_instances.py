@@ -165,3 +165,40 @@ def test_a_set_is_opened_by_name_by_file_or_as_it_is(tiny, project):
     assert instance_set(tiny) is tiny
     assert instance_set("digits", "validation") == digits_set("validation")
     assert instance_set(project / "configs" / "instances" / "digits.yaml", "heldout") == digits_set("heldout")
+
+
+def written(folder, name, **fields):
+    """Write a recipe of two digits instances a part, and return its path."""
+    lines = [f"name: {name}", "counts: {train: 2, validation: 2, heldout: 2}", "families:"]
+    lines += ["  - {data: digits, total_steps: {56: 1}, train_size: [100, 200]}"]
+    lines += [f"{key}: {value}" for key, value in fields.items()]
+    path = folder / f"{name}.yaml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "heldout"])
+def test_a_recipe_that_extends_another_has_its_instances_first(tmp_path, part):
+    """And unchanged, so that what is known of them stays true."""
+    first = written(tmp_path, "first")
+    both = load_recipe(written(tmp_path, "second", extends=first, seed=3))
+    found = both.generate(part)
+    assert found.instances[:2] == load_recipe(first).generate(part).instances
+    assert found.ids[2:] == (f"second-{part}-0000", f"second-{part}-0001")
+    assert found.instances[2:] == dataclasses.replace(both, extends=None).generate(part).instances
+    assert both.generate(part, 1).instances == found.instances[:3]
+
+
+@pytest.mark.parametrize("fields", [{"horizon": 7}, {"extends": "FIRST"}])
+def test_a_recipe_extends_one_of_its_horizon_that_extends_none(tmp_path, fields):
+    """A chain could be a circle."""
+    first = written(tmp_path, "first")
+    middle = written(tmp_path, "middle", **{key: first if one == "FIRST" else one for key, one in fields.items()})
+    with pytest.raises(ConfigError, match="`last` extends .* same `horizon` and extend no other"):
+        load_recipe(written(tmp_path, "last", extends=middle)).generate("train")
+
+
+def test_a_recipe_that_extends_a_missing_one_says_so(tmp_path):
+    """At the first use, with the file's name."""
+    with pytest.raises(ConfigError, match="missing.yaml"):
+        load_recipe(written(tmp_path, "last", extends=tmp_path / "missing.yaml")).generate("train")

@@ -12,7 +12,7 @@ from torch import nn
 from rlmix.errors import InputError, UnknownNameError, nearest
 from rlmix.ops.modules import kept_random_state
 from rlmix.training.models.cnn import cnn
-from rlmix.training.models.convnet import convnet, lenet
+from rlmix.training.models.convnet import convnet, convnet_batchnorm, lenet
 from rlmix.training.models.mlp import mlp
 from rlmix.training.models.preactresnet import preactresnet18
 from rlmix.training.models.resnet import resnet, resnet8
@@ -21,6 +21,7 @@ MODELS: dict[str, Callable[[int, int, int, int], nn.Module]] = {
     "mlp": mlp,
     "cnn": cnn,
     "convnet": convnet,
+    "convnet-batchnorm": convnet_batchnorm,
     "lenet": lenet,
     "resnet8": resnet8,
     "resnet18": functools.partial(resnet, 18),
