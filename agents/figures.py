@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rlmix._files import write_bytes
 from rlmix.agents.baselines.fixed import uniform_entry
-from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE
+from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE
 from rlmix.agents.report import Run
 from rlmix.agents.results import Comparison, LevelResult, measured
 from rlmix.agents.statistics import Floats, performance_profile
@@ -35,11 +35,17 @@ _NAMED = 0.09
 _DARK = 0.45
 _SEEDS = "each agent seed"
 
-WORDS = {BEST_FIXED: "best fixed", BEST_PER_BUDGET: "best fixed per budget", ORACLE: "unbiased oracle"}
+WORDS = {
+    BEST_FIXED: "best fixed",
+    BEST_PER_BUDGET: "best fixed per budget",
+    ORACLE_OF_ONE: "oracle of one",
+    ORACLE: "unbiased oracle",
+}
 # Colour and dashes: who cannot tell the colours apart has the dashes.
 _LINES: dict[str, tuple[str, Any]] = {
     BEST_FIXED: (PALETTE[1], (0, (6, 2))),
     BEST_PER_BUDGET: (PALETTE[2], (0, (6, 2, 1, 2))),
+    ORACLE_OF_ONE: (PALETTE[3], (0, (6, 2, 1, 2, 1, 2))),
     ORACLE: (PALETTE[3], (0, (1.5, 1.5))),
     "none": (UNMIXED, "solid"),
 }

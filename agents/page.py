@@ -257,7 +257,7 @@ def _page(study: Study) -> Iterator[str]:
         "policy wins, ties counted half. Worst tenth: mean over the instances with the lowest differences. Score: the "
         "environment's reward. NLL: negative log-likelihood at the best temperature, below 0 is better. ECE: expected "
         f"calibration error, below 0 is better. {WORDS['oracle'].capitalize()}: for each instance the entry that was "
-        "best in other trainings of it.\n"
+        f"best in all other trainings of it; {WORDS['oracle-of-one']}: in one other training.\n"
     )
     yield from _provenance(study)
 

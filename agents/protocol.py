@@ -32,7 +32,14 @@ import torch
 from rlmix._files import write_text
 from rlmix.agents.agent import AbstractAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent, uniform_entry
-from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE, with_best_fixed, with_oracle
+from rlmix.agents.comparison import (
+    BEST_FIXED,
+    BEST_PER_BUDGET,
+    ORACLE,
+    ORACLE_OF_ONE,
+    with_best_fixed,
+    with_oracle,
+)
 from rlmix.agents.jobs import Job, Progress, Split, blocks, episode_key
 from rlmix.agents.ledger import Identity, Ledger, Record, digest_of, machine, problem_of, short
 from rlmix.agents.replay import BLIND, TraceAgent, frequencies, static_trace
@@ -443,10 +450,11 @@ class _Study:
         )
 
     def _report(self, level: Level, runs: Iterable[Run], selection: Report, *, with_validation: bool = True) -> Report:
-        """Return a report with the best fixed ones and the oracle."""
+        """Return a report with the best fixed ones and the oracles."""
         entries = self.protocol.catalogue.names
         report = replace(self._plain(level.heldout, runs, "test"), with_validation=with_validation)
-        return with_oracle(with_best_fixed(report, selection, entries), entries)
+        report = with_oracle(with_best_fixed(report, selection, entries), entries)
+        return with_oracle(report, entries, name=ORACLE_OF_ONE, seen=1)
 
     def _plain(self, instances: InstanceSet, runs: Iterable[Run], split: Split) -> Report:
         return Report(
@@ -648,7 +656,7 @@ def _codec(agent: AbstractAgent, catalogue: Catalogue) -> AbstractCodec:
 def _teams(agents: Mapping[str, Sequence[AbstractAgent]], catalogue: Catalogue) -> tuple[Team, ...]:
     """Name the members of each team; the numbers of a team's members are those of its seeds."""
     found = []
-    taken = {*catalogue.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, HOLD}
+    taken = {*catalogue.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE, HOLD}
     for name, members in agents.items():
         if not members or name in taken or any(mark in name for mark in ("/", REPLAYED, STATIC)):
             raise InputError(

@@ -257,12 +257,15 @@ def best_fixed_per_budget(report: Report, entries: Collection[str]) -> BudgetLoo
     return BudgetLookup(ranges=ranges, entries=tuple(_best(group or report.runs, entries) for group in groups))
 
 
-def best_in_other_replicates(report: Report, entries: Collection[str]) -> dict[tuple[str, int], str]:
+def best_in_other_replicates(
+    report: Report, entries: Collection[str], *, seen: int | None = None
+) -> dict[tuple[str, int], str]:
     """Return, by instance and replicate, the entry with the highest mean accuracy in the instance's other replicates.
 
     Args:
         report: an evaluation with two replicates or more.
         entries: names of the fixed agents, as a rule those of the catalogue.
+        seen: how many of the others count, those that follow in order, the first after the last; None for all.
 
     Raises:
         InputError: none of `entries` was evaluated, or there is one replicate only.
@@ -272,13 +275,14 @@ def best_in_other_replicates(report: Report, entries: Collection[str]) -> dict[t
         groups.setdefault(run.instance, []).append(run)
     chosen = {}
     for instance, runs in groups.items():
-        replicates = dict.fromkeys(run.replicate for run in runs)
+        replicates = sorted({run.replicate for run in runs})
         if len(replicates) < 2:
             raise InputError(
                 "the unbiased oracle needs `replicates` of at least 2: it chooses by one and is judged by another."
             )
-        for own in replicates:
-            chosen[instance, own] = _best((run for run in runs if run.replicate != own), entries)
+        for place, own in enumerate(replicates):
+            others = [*replicates[place + 1 :], *replicates[:place]][:seen]
+            chosen[instance, own] = _best((run for run in runs if run.replicate in others), entries)
     return chosen
 
 

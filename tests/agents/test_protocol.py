@@ -12,7 +12,7 @@ from rlmix.agents import jobs
 from rlmix.agents import protocol as under_test
 from rlmix.agents.agent import AbstractAgent, LearnedAgent
 from rlmix.agents.baselines.fixed import FixedAgent
-from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE
+from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE
 from rlmix.agents.figures import study_figures, write_figures
 from rlmix.agents.ledger import read
 from rlmix.agents.protocol import (
@@ -133,7 +133,7 @@ def test_every_column_of_the_protocol_is_there_with_every_run(study):
     """A baseline that is left out is one that was not beaten."""
     _, result = study
     assert list(result.reports) == ["steps", "no-validation", "time"]
-    plain = {*CHEAP.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, "policy/0", "policy/1", "online"}
+    plain = {*CHEAP.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE, "policy/0", "policy/1", "online"}
     ablated = {f"{name}{mark}" for name in ("policy/0", "policy/1", "online") for mark in (REPLAYED, STATIC)}
     assert set(result.reports["steps"].agents) == plain | ablated | {HOLD}
     assert set(result.reports["no-validation"].agents) == plain | {HOLD}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlmix.agents.baselines.fixed import FixedAgent
-from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE, with_best_fixed, with_oracle
+from rlmix.agents.comparison import BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE, with_best_fixed, with_oracle
 from rlmix.agents.report import Report, Run
 from rlmix.agents.results import (
     REPLAYED,
@@ -55,6 +55,7 @@ def result() -> LevelResult:
     ]  # fmt: skip
     report = Report(instances="toy", digest="d", seed=0, split="test", with_validation=True, runs=tuple(runs))
     report = with_oracle(with_best_fixed(report, report, CHEAP.names), CHEAP.names)
+    report = with_oracle(report, CHEAP.names, name=ORACLE_OF_ONE, seen=1)
     for member, mark in itertools.product(MEMBERS, (REPLAYED, STATIC)):
         report = report.copied(f"{member}{mark}", lambda run, member=member: member)
     fixed = FixedAgent("none", CHEAP)
@@ -114,14 +115,14 @@ def test_z_is_the_reward_with_uniform_random_mixing_as_its_zero(result):
 def test_every_baseline_is_compared_and_holm_counts_all_of_them(result):
     """A family of tests that leaves some out corrects too little."""
     rows = [row for row in result.comparisons() if row.agent == "learned"]
-    expected = {*CHEAP.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, "other", f"learned{REPLAYED}", f"learned{STATIC}"}
+    expected = {*CHEAP.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE, "other", f"learned{REPLAYED}", f"learned{STATIC}"}
     assert {row.to for row in rows} == expected
     assert [row.p_holm for row in rows[:-2]] == holm([row.p for row in rows[:-2]])
     # Ablations ask another question, and make no baseline harder to beat.
     assert [row.to for row in rows[-2:]] == [f"learned{REPLAYED}", f"learned{STATIC}"]
     assert [row.p_holm for row in rows[-2:]] == holm([row.p for row in rows[-2:]])
     others = {row.to for row in result.comparisons() if row.agent == "other"}
-    assert others == {*CHEAP.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, "learned"}
+    assert others == {*CHEAP.names, BEST_FIXED, BEST_PER_BUDGET, ORACLE, ORACLE_OF_ONE, "learned"}
 
 
 def test_ablation_is_compared_member_by_member(result):
