@@ -27,7 +27,7 @@ from rlmix.envs.reward import LIMIT, SCALE, clean_entry, uniform_entry
 from rlmix.ops import rng
 from rlmix.policy.codec import Catalogue
 
-EPOCHS = 40
+EPOCHS = 160
 BATCH = 256
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-3

@@ -262,26 +262,26 @@ class Recipe:
 
     Args:
         name: what the sets are called.
-        families: ranges to draw instances from.
+        families: ranges to draw instances from; may be left out by a recipe that includes others.
         horizon: H, decisions in a training.
         counts: instances of each part.
         seed: in [0, 2**63).
-        extends: the YAML file of another recipe, whose instances come first; None for none.
+        includes: YAML files of other recipes, whose instances come first, in this order.
     """
 
     name: str
-    families: tuple[Family, ...]
+    families: tuple[Family, ...] = ()
     horizon: int = 8
     counts: Counts = field(default_factory=Counts)
     seed: int = 0
-    extends: str | None = None
+    includes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that there is something to draw from."""
-        if not self.families or not 0 <= self.seed < 2**63:
+        if not (self.families or self.includes) or not 0 <= self.seed < 2**63:
             raise ConfigError(
-                f"recipe `{self.name}` needs one or more `families` and a `seed` in [0, 2**63), got "
-                f"{len(self.families)} and {self.seed}."
+                f"recipe `{self.name}` needs one or more `families`, or others that it `includes`, and a `seed` in "
+                f"[0, 2**63), got {len(self.families)} and {self.seed}."
             )
 
     def generate(self, part: Part, count: int | None = None) -> InstanceSet:
@@ -292,30 +292,30 @@ class Recipe:
             count: instances of this recipe's own families, instead of its own number; the first ones stay the same.
 
         Raises:
-            ConfigError: no such part, no instance, or an instance out of range; or the recipe that this one extends
-                is missing, has mistakes or another horizon, or extends this one.
+            ConfigError: no such part, no instance, or an instance out of range; or a recipe that this one includes is
+                missing, has mistakes or another horizon, or includes others.
         """
         if part not in PARTS:
             raise ConfigError(f"there is no part `{part}`. {nearest(part, PARTS)}")
         total = getattr(self.counts, part) if count is None else count
-        kinds = itertools.islice(_interleaved(self.families), max(0, total))
-        instances = tuple(
+        kinds = itertools.islice(_interleaved(self.families), max(0, total)) if self.families else ()
+        own = (
             _drawn(family, steps, f"{self.name}-{part}-{index:04d}", rng.derive(self.seed, rng.words(part), index))
             for index, (family, steps) in enumerate(kinds)
         )
-        if self.extends is not None:
-            instances = (*self._extended(part), *instances)
-        return InstanceSet(f"{self.name}-{part}", instances, self.horizon, part)
+        return InstanceSet(f"{self.name}-{part}", (*self._included(part), *own), self.horizon, part)
 
-    def _extended(self, part: Part) -> tuple[Instance, ...]:
-        """Return the instances of the recipe that this one extends."""
-        other = load_recipe(cast(str, self.extends))
-        if other.extends is not None or other.horizon != self.horizon:
-            raise ConfigError(
-                f"recipe `{self.name}` extends `{self.extends}`, which must have the same `horizon` and extend no "
-                f"other recipe, got horizons {self.horizon} and {other.horizon} and `extends` {other.extends}."
-            )
-        return other.generate(part).instances
+    def _included(self, part: Part) -> Iterator[Instance]:
+        """Yield the instances of the recipes that this one includes."""
+        for path in self.includes:
+            other = load_recipe(path)
+            # A chain could be a circle.
+            if other.includes or other.horizon != self.horizon:
+                raise ConfigError(
+                    f"recipe `{self.name}` includes `{path}`, which must have the same `horizon` and include no other "
+                    f"recipe, got horizons {self.horizon} and {other.horizon} and {len(other.includes)} included."
+                )
+            yield from other.generate(part).instances
 
 
 def load_recipe(path: str | os.PathLike[str]) -> Recipe:

@@ -178,27 +178,39 @@ def written(folder, name, **fields):
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "heldout"])
-def test_a_recipe_that_extends_another_has_its_instances_first(tmp_path, part):
+def test_a_recipe_that_includes_another_has_its_instances_first(tmp_path, part):
     """And unchanged, so that what is known of them stays true."""
     first = written(tmp_path, "first")
-    both = load_recipe(written(tmp_path, "second", extends=first, seed=3))
+    both = load_recipe(written(tmp_path, "second", includes=[str(first)], seed=3))
     found = both.generate(part)
     assert found.instances[:2] == load_recipe(first).generate(part).instances
     assert found.ids[2:] == (f"second-{part}-0000", f"second-{part}-0001")
-    assert found.instances[2:] == dataclasses.replace(both, extends=None).generate(part).instances
+    assert found.instances[2:] == dataclasses.replace(both, includes=()).generate(part).instances
     assert both.generate(part, 1).instances == found.instances[:3]
 
 
-@pytest.mark.parametrize("fields", [{"horizon": 7}, {"extends": "FIRST"}])
-def test_a_recipe_extends_one_of_its_horizon_that_extends_none(tmp_path, fields):
+@pytest.mark.parametrize("fields", [{"horizon": 7}, {"includes": ["first.yaml"]}])
+def test_a_recipe_includes_those_of_its_horizon_that_include_none(tmp_path, fields):
     """A chain could be a circle."""
-    first = written(tmp_path, "first")
-    middle = written(tmp_path, "middle", **{key: first if one == "FIRST" else one for key, one in fields.items()})
-    with pytest.raises(ConfigError, match="`last` extends .* same `horizon` and extend no other"):
-        load_recipe(written(tmp_path, "last", extends=middle)).generate("train")
+    middle = written(tmp_path, "middle", **fields)
+    with pytest.raises(ConfigError, match="`last` includes .* same `horizon` and include no other"):
+        load_recipe(written(tmp_path, "last", includes=[str(middle)])).generate("train")
 
 
-def test_a_recipe_that_extends_a_missing_one_says_so(tmp_path):
+def test_a_recipe_may_be_nothing_but_others(tmp_path):
+    """So that each can be judged alone, and an agent learn on all."""
+    first, second = (written(tmp_path, name, seed=seed) for seed, name in enumerate(("first", "second")))
+    both = tmp_path / "both.yaml"
+    both.write_text(f"name: both\nincludes: [{first}, {second}]\n")
+    found = load_recipe(both).generate("heldout")
+    assert found.ids == tuple(f"{name}-heldout-{index:04d}" for name in ("first", "second") for index in range(2))
+    assert found.name == "both-heldout"
+    both.write_text("name: both\n")
+    with pytest.raises(ConfigError, match="one or more `families`, or others that it `includes`"):
+        load_recipe(both)
+
+
+def test_a_recipe_that_includes_a_missing_one_says_so(tmp_path):
     """At the first use, with the file's name."""
     with pytest.raises(ConfigError, match="missing.yaml"):
-        load_recipe(written(tmp_path, "last", extends=tmp_path / "missing.yaml")).generate("train")
+        load_recipe(written(tmp_path, "last", includes=[str(tmp_path / "missing.yaml")])).generate("train")
