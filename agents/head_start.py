@@ -19,6 +19,7 @@ from torch.distributions import Categorical
 from torch.nn import functional
 
 from rlmix.agents.callbacks import Ranges
+from rlmix.agents.jobs import Progress
 from rlmix.envs.instances import InstanceSet
 from rlmix.envs.pool import Pool
 from rlmix.envs.processes import ProcessPool
@@ -99,7 +100,13 @@ def goals(gained: Tensor, held: Tensor, catalogue: Catalogue, horizon: int) -> T
 
 
 def rollouts(
-    pool: Pool | ProcessPool, instances: InstanceSet, *, passes: int, seed: int, ranges: Ranges
+    pool: Pool | ProcessPool,
+    instances: InstanceSet,
+    *,
+    passes: int,
+    seed: int,
+    ranges: Ranges,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Return what is seen in trainings under random choices: half of them change at every decision, half never do.
 
@@ -109,6 +116,7 @@ def rollouts(
         passes: how often each is trained.
         seed: of the run.
         ranges: widened by what is seen.
+        progress: called with the trainings done and those to do.
 
     Returns:
         Observations float32 [m, H, D]; the entry that each training had, int64 [m], which is uniform random mixing
@@ -127,6 +135,8 @@ def rollouts(
         seen.append(observations)
         held.append(entries)
         ranges.add(observations)
+        if progress is not None:
+            progress((wave + 1) * len(kept), len(ids))
     pool.seed(kept, first_wave)
     return torch.cat(seen), torch.cat(held), ids
 

@@ -45,6 +45,8 @@ Examples:
 - `rlmix instances headroom digits --limit 16`
 
 - `rlmix instances headroom configs/instances/transfer.yaml --judge configs/instances/transfer-data.yaml --processes 2`
+
+- `rlmix instances headroom digits --watch` says what a policy could learn from watching
 """
 
 app = typer.Typer(help="Look at sets of training problems, and at which mix wins where.")
@@ -131,7 +133,13 @@ def headroom(
     ] = None,
     catalogue: Annotated[str, typer.Option(help="The entries to choose from: v0 or cheap.")] = "cheap",
     limit: Annotated[int | None, typer.Option(help="Use only so many instances of each part.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the selectors.", min=0)] = 0,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Train each instance once more, for selectors that see what a policy sees in a training."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the selectors, and of what they watch.", min=0)] = 0,
     data_dir: Annotated[Path | None, typer.Option(help="Where data sets lie; else $RLMIX_DATA, else ./data.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     processes: Annotated[int, typer.Option(help=PROCESSES, min=1)] = 1,
@@ -143,7 +151,7 @@ def headroom(
     Judged on validation instances, from the reference tables of training and validation instances, which are computed
     as `rlmix instances table` does it. A selector is fitted to the former: what an agent should at least learn.
     """
-    from rlmix.agents.headroom import headroom as measured
+    from rlmix.agents import headroom as ways
     from rlmix.envs.block import Library
     from rlmix.policy import codec
     from rlmix.training.loop import choose_device
@@ -151,7 +159,23 @@ def headroom(
     known, judged = _part(recipe, "train", limit), _part(judge or recipe, "validation", limit)
     library = Library(codec.catalogue(catalogue), data_dir, choose_device(device))
     tables = _tables([known, judged], library, processes, threads, quiet=as_json)
-    found = measured(tables[0], known, tables[1], judged, library, seed=seed)
+    watched = None
+    if watch:
+        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json), "watched") as count:
+            seen = [
+                ways.watch(
+                    part,
+                    library.catalogue,
+                    seed=seed,
+                    data_dir=data_dir,
+                    device=library.device,
+                    processes=processes,
+                    progress=count,
+                )
+                for part in (known, judged)
+            ]
+            watched = seen[0], seen[1]
+    found = ways.headroom(tables[0], known, tables[1], judged, library, seed=seed, watched=watched)
     if as_json:
         rows = [{**asdict(row), "entries": dict(zip(tables[0].entries, row.entries, strict=True))} for row in found]
         typer.echo(json.dumps({"known": known.name, "judged": judged.name, "ways": rows}, indent=2))
@@ -161,7 +185,7 @@ def headroom(
         caption="accuracy on held-out training images; difference in points, with its 95 % interval over instances",
     )
     for heading in ("choice", "accuracy", "to uniform random", "how often each entry is chosen"):
-        grid.add_column(heading)
+        grid.add_column(heading, no_wrap=heading == "choice")
     for row in found:
         gain = row.to_uniform
         grid.add_row(

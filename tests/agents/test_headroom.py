@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlmix.agents.headroom import BEST_FIXED, INFORMED, ORACLE, SELECTOR, features, headroom
+from rlmix.agents.headroom import BEST_FIXED, INFORMED, ORACLE, SELECTOR, features, headroom, watch
 from rlmix.envs.block import Library
 from rlmix.envs.instances import InstanceSet, digits_set
 from rlmix.envs.reference import Table
 from rlmix.errors import InputError
+from rlmix.policy import signals
 from rlmix.policy.codec import catalogue
 
 CHEAP = catalogue("cheap")
@@ -72,6 +73,35 @@ def test_selectors_are_told_what_a_user_knows():
     np.testing.assert_allclose(np.sort(np.abs(plain[1] - plain[0]))[::-1][:2], [np.log(10), 0.0], atol=1e-9)
     assert informed.shape[1] == plain.shape[1] + 3
     assert informed[1, plain.shape[1]] == pytest.approx(one.noise / 2)
+
+
+def test_a_selector_that_watches_finds_what_shows_in_a_training_only():
+    """A rule in the third observation is found from there on, and not before."""
+    known, other = digits_set("train", 60), digits_set("validation", 48)
+    parts, tables = [], []
+    for number, part in enumerate((known, other)):
+        seen = torch.rand(len(part), 4, 3, generator=torch.Generator().manual_seed(number))
+        parts.append(seen)
+        tables.append(table(part, [3 if high else 0 for high in (seen[:, 2, 1] > 0.5).tolist()], 0.02))
+    rows = headroom(tables[0], known, tables[1], other, LIBRARY, watched=(parts[0], parts[1]))
+    found = {row.name: 100 * row.to_uniform.estimate for row in rows if "watched" in row.name}
+    assert list(found) == [f"selector, {decision} of 4 watched" for decision in (0, 1, 2)]
+    assert max(found["selector, 0 of 4 watched"], found["selector, 1 of 4 watched"]) < 8
+    assert found["selector, 2 of 4 watched"] > 9
+    with pytest.raises(InputError, match=r"observations \[n, H, D\] of 60 instances, got shape \[48, 4, 3\]"):
+        headroom(tables[0], known, tables[1], other, LIBRARY, watched=(parts[1], parts[1]))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_watched_is_each_instances_own_training(processes):
+    """In the set's order, though trainings of one kind run together; and the same in any number of processes."""
+    instances = digits_set("train", 5)
+    seen = watch(instances, CHEAP, seed=3, processes=processes)
+    assert seen.shape == (5, instances.horizon, len(signals.names(CHEAP)))
+    sizes = torch.tensor([one.train_size for one in instances.instances], dtype=torch.float32)
+    shown = 10 ** (1.5 * seen[:, 0, signals.names(CHEAP).index("context/n")] + 3)
+    torch.testing.assert_close(shown, sizes, rtol=1e-3, atol=0)
+    torch.testing.assert_close(seen, watch(instances, CHEAP, seed=3), atol=0, rtol=0)
 
 
 def test_tables_of_other_entries_are_refused():

@@ -74,8 +74,10 @@ def test_headroom_is_told_for_each_way_to_choose(
     for way in ways.values():
         assert sum(way["entries"].values()) == 2
         assert way["to_uniform"]["low"] <= way["to_uniform"]["estimate"] <= way["to_uniform"]["high"]
-    assert run("headroom", "digits", "--limit", "2") == 0
-    assert "unbiased oracle" in capsys.readouterr().out
+    assert run("headroom", "digits", "--limit", "2", "--watch") == 0
+    told = capsys.readouterr().out
+    assert "unbiased oracle" in told
+    assert "4 of 8 watched" in told
 
 
 @pytest.mark.parametrize(
