@@ -158,7 +158,8 @@ def test_protocol_writes_runs_report_tables_and_figures(study, capsys):
     assert {"command", "commit", "versions", "hardware", "date"} == set(document["provenance"])
     with (folder / "comparisons.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    baselines = {*catalogue("cheap").names, "best-fixed", "best-fixed-per-budget", "oracle", "hold"}
+    made = {"best-fixed", "best-fixed-per-budget", "oracle", "oracle-of-one", "hold"}
+    baselines = {*catalogue("cheap").names, *made}
     assert {row["to"] for row in rows} == {*baselines, "learned~replayed", "learned~static"}
     drawn = {path.stem for path in (folder / "figures").iterdir()}
     assert drawn == {"choices-0", "choices-1", "profiles", "differences"}
