@@ -130,22 +130,21 @@ def with_best_fixed(
     return report.copied(per_budget, lambda run: lookup.entry(steps=run.total_steps, epochs=run.epochs))
 
 
-def with_oracle(report: Report, entries: Collection[str], *, name: str = ORACLE, seen: int | None = None) -> Report:
-    """Return `report` with the unbiased oracle: for each instance the fixed agent that was best in other replicates.
+def with_oracle(report: Report, entries: Collection[str]) -> Report:
+    """Return `report` with the unbiased oracles: for each instance the fixed agent that was best in other replicates.
 
-    It is the best that choosing one entry for each instance can give, known from trainings of that very instance: the
-    more of them it has seen, the better. With one, it has tried each entry once before. The
+    `ORACLE` has seen all of them: it is the best that choosing one entry for each instance can give, known from
+    trainings of that very instance. `ORACLE_OF_ONE` has seen one, as if each entry had been tried once before. The
     naive oracle, which takes the best of the runs that it is judged by, also profits from their luck: with twelve
     entries of equal worth it would seem 1.6 standard deviations of a run better than any of them.
 
     Args:
         report: has a run of every fixed agent, in two replicates or more.
         entries: names of the fixed agents.
-        name: what the oracle is called.
-        seen: how many other replicates it has seen; None for all.
 
     Raises:
         InputError: none of `entries` was evaluated, or there is one replicate only.
     """
-    chosen = best_in_other_replicates(report, entries, seen=seen)
-    return report.copied(name, lambda run: chosen[run.instance, run.replicate])
+    best, tried = best_in_other_replicates(report, entries), best_in_other_replicates(report, entries, seen=1)
+    report = report.copied(ORACLE, lambda run: best[run.instance, run.replicate])
+    return report.copied(ORACLE_OF_ONE, lambda run: tried[run.instance, run.replicate])

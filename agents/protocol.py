@@ -453,8 +453,7 @@ class _Study:
         """Return a report with the best fixed ones and the oracles."""
         entries = self.protocol.catalogue.names
         report = replace(self._plain(level.heldout, runs, "test"), with_validation=with_validation)
-        report = with_oracle(with_best_fixed(report, selection, entries), entries)
-        return with_oracle(report, entries, name=ORACLE_OF_ONE, seen=1)
+        return with_oracle(with_best_fixed(report, selection, entries), entries)
 
     def _plain(self, instances: InstanceSet, runs: Iterable[Run], split: Split) -> Report:
         return Report(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,7 +17,7 @@ from rich.table import Table as Grid
 from rlmix.cli.progress import INTERRUPTED, PROCESSES, THREADS, counting_bar, torch_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rlmix.envs.block import Library
     from rlmix.envs.instances import Instance, InstanceSet
@@ -161,20 +163,17 @@ def headroom(
     tables = _tables([known, judged], library, processes, threads, quiet=as_json)
     watched = None
     if watch:
-        with torch_threads(threads), counting_bar(Console(stderr=True, quiet=as_json), "watched") as count:
-            seen = [
-                ways.watch(
-                    part,
-                    library.catalogue,
-                    seed=seed,
-                    data_dir=data_dir,
-                    device=library.device,
-                    processes=processes,
-                    progress=count,
-                )
-                for part in (known, judged)
-            ]
-            watched = seen[0], seen[1]
+        with _trainings(threads, quiet=as_json) as count:
+            look = functools.partial(
+                ways.watch,
+                catalogue=library.catalogue,
+                seed=seed,
+                data_dir=data_dir,
+                device=library.device,
+                processes=processes,
+                progress=count,
+            )
+            watched = look(known), look(judged)
     found = ways.headroom(tables[0], known, tables[1], judged, library, seed=seed, watched=watched)
     if as_json:
         rows = [{**asdict(row), "entries": dict(zip(tables[0].entries, row.entries, strict=True))} for row in found]
@@ -201,9 +200,16 @@ def _tables(sets: Sequence[InstanceSet], library: Library, processes: int, threa
     """Return the reference tables of sets with a progress bar; what is finished outlives an interruption."""
     from rlmix.envs.reference import References
 
+    with _trainings(threads, quiet=quiet) as count:
+        return [References(part, library, count, processes).table() for part in sets]
+
+
+@contextmanager
+def _trainings(threads: int, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Give a progress bar to trainings, and say what is left of them when they are stopped."""
     try:
         with torch_threads(threads), counting_bar(Console(stderr=True, quiet=quiet)) as count:
-            return [References(part, library, count, processes).table() for part in sets]
+            yield count
     except KeyboardInterrupt:
         Console(stderr=True).print("\nStopped. What was finished is kept; the same command goes on.")
         raise typer.Exit(INTERRUPTED) from None

@@ -10,7 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_hex
 
 from rlmix.agents.baselines.fixed import FixedAgent
-from rlmix.agents.comparison import BEST_FIXED, ORACLE, ORACLE_OF_ONE, with_best_fixed, with_oracle
+from rlmix.agents.comparison import BEST_FIXED, ORACLE, with_best_fixed, with_oracle
 from rlmix.agents.figures import (
     baselines,
     choice_figure,
@@ -54,7 +54,6 @@ def make_level(name="L0", seed=0, names=("none", "mixup-1", "uniform-cheap")) ->
     ]
     report = Report(instances="toy", digest="d", seed=0, split="test", with_validation=True, runs=tuple(runs))
     report = with_oracle(with_best_fixed(report, report, CHEAP.names), CHEAP.names)
-    report = with_oracle(report, CHEAP.names, name=ORACLE_OF_ONE, seen=1)
     team = Team(name="learned", members=dict.fromkeys(MEMBERS, FixedAgent("none", CHEAP)), observes=True)
     return LevelResult(name=name, instances=INSTANCES, catalogue=CHEAP, teams=(team,), reports={"steps": report})
 

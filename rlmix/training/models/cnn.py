@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import nn
+
+from rlmix.training.models.convnet import convolutions
 
 WIDTHS = (32, 64, 64)
 GROUPS = 8
@@ -14,12 +18,4 @@ def cnn(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
     GroupNorm instead of BatchNorm: nothing depends on the other images of a batch, there are no buffers to carry, and
     the net can be stacked by `torch.func.vmap`. Meant for 8x8 to 64x64; the size is not built in.
     """
-    layers: list[nn.Module] = []
-    for index, (fan_in, fan_out) in enumerate(zip((channels, *WIDTHS), WIDTHS, strict=False)):
-        stride = 1 if index == 0 else 2
-        layers += [
-            nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False),
-            nn.GroupNorm(GROUPS, fan_out),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], num_classes))
+    return convolutions(channels, num_classes, WIDTHS, (1, 2, 2), functools.partial(nn.GroupNorm, GROUPS))

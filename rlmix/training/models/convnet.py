@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 from torch import nn
 
 WIDTHS = (16, 32)
@@ -16,14 +19,7 @@ def convnet(channels: int, height: int, width: int, num_classes: int) -> nn.Modu
 
     Has no buffers, so that it can be stacked by `torch.func.vmap`.
     """
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in zip((channels, *WIDTHS), WIDTHS, strict=False):
-        layers += [
-            nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False),
-            nn.GroupNorm(GROUPS, fan_out),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], num_classes))
+    return convolutions(channels, num_classes, WIDTHS, (2, 2), functools.partial(nn.GroupNorm, GROUPS))
 
 
 def convnet_batchnorm(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
@@ -32,14 +28,29 @@ def convnet_batchnorm(channels: int, height: int, width: int, num_classes: int) 
     The first two have stride 2. Batch normalisation is that of Ioffe and Szegedy 2015,
     https://arxiv.org/abs/1502.03167.
     """
+    return convolutions(channels, num_classes, BATCHNORM_WIDTHS, (2, 2, 1), nn.BatchNorm2d)
+
+
+def convolutions(
+    channels: int,
+    num_classes: int,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    norm: Callable[[int], nn.Module],
+) -> nn.Sequential:
+    """Return normalised 3x3 convolutions with ReLU, a mean over the pixels, and a linear layer.
+
+    Args:
+        channels: of the images.
+        num_classes: of the logits.
+        widths: channels of each convolution.
+        strides: of each convolution.
+        norm: gives the normalisation of so many channels.
+    """
     layers: list[nn.Module] = []
-    for index, (fan_in, fan_out) in enumerate(zip((channels, *BATCHNORM_WIDTHS), BATCHNORM_WIDTHS, strict=False)):
-        layers += [
-            nn.Conv2d(fan_in, fan_out, 3, stride=2 if index < 2 else 1, padding=1, bias=False),
-            nn.BatchNorm2d(fan_out),
-            nn.ReLU(),
-        ]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(BATCHNORM_WIDTHS[-1], num_classes))
+    for fan_in, fan_out, stride in zip((channels, *widths[:-1]), widths, strides, strict=True):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False), norm(fan_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
 
 
 def lenet(channels: int, height: int, width: int, num_classes: int) -> nn.Module:
